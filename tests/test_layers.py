@@ -31,6 +31,9 @@ ROOMS = (
     "cli",
     "testing",
 )
+GUESTS = {"cli", "testing"}
+"""Rooms that use the package by its public names, `import secateurs as sec`, and do not know each other."""
+
 ABOVE_ALL = {"__init__", "__main__", "_version"}
 """The front door, which may import every room, and the version, which imports nothing."""
 
@@ -47,7 +50,7 @@ def imported(source: str, module: tuple[str, ...]) -> Iterator[tuple[int, str]]:
 
 
 def trespasses(package: Path) -> list[str]:
-    """Every import of a later room, of a sibling of the last two, or of the front door from inside."""
+    """Every import of a later room, between the last two, or of the front door from a room that it stands on."""
     found = []
     for path in sorted(package.rglob("*.py")):
         module = (package.name, *path.relative_to(package).with_suffix("").parts)
@@ -64,8 +67,9 @@ def trespasses(package: Path) -> list[str]:
 def allowed(room: str, target: str) -> bool:
     if target in {room, "_version", "__version__"}:
         return True
-    siblings = {room, target} == {"cli", "testing"}
-    return target in ROOMS and ROOMS.index(target) < ROOMS.index(room) and not siblings
+    if target not in ROOMS:
+        return room in GUESTS
+    return ROOMS.index(target) < ROOMS.index(room) and not {room, target} <= GUESTS
 
 
 def test_no_room_imports_a_later_one() -> None:
@@ -113,3 +117,19 @@ def test_an_import_from_above_is_fine(tmp_path: Path, statement: str) -> None:
     room.mkdir(parents=True)
     (room / "l1.py").write_text(f"{statement}\n")
     assert trespasses(tmp_path / "secateurs") == []
+
+
+@pytest.mark.parametrize(
+    ("room", "statement", "fine"),
+    [
+        ("cli", "import secateurs as sec", True),
+        ("testing", "from secateurs import prune", True),
+        ("prune", "from secateurs import cut_detailed", False),
+        ("cli", "from secateurs.testing import oracle", False),
+        ("testing", "import secateurs.cli", False),
+    ],
+)
+def test_guests_use_the_front_door_and_not_each_other(tmp_path: Path, room: str, statement: str, fine: bool) -> None:
+    (tmp_path / "secateurs").mkdir()
+    (tmp_path / "secateurs" / f"{room}.py").write_text(f"{statement}\n")
+    assert (trespasses(tmp_path / "secateurs") == []) is fine
