@@ -3,6 +3,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 DATA ?=
+BENCHMARKS ?= coverage speed
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -52,11 +53,12 @@ format: .venv/.installed ## Rewrite the code in the house format
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-slow: .venv/.zoo ## Tests that take minutes: model collections, many random networks
+slow: .venv/.zoo ## Tests that take minutes, and ten thousand random networks
 	@$(PYTEST) -m slow --timeout 0
+	@$(BIN)/python -m benchmarks.fuzz
 
 bench: .venv/.zoo ## Published numbers, again, into benchmarks/results
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 docs: .venv/.installed ## API pages into out/docs
 	@$(PIP) --editable '.[docs]'
