@@ -19,7 +19,7 @@ SEEDS = 2**32
 def seeded(seed: int) -> Iterator[None]:
     """Inside the block `random`, `numpy.random` and `torch` start from `seed`; afterwards they go on as if unused.
 
-    Accelerators that were in use before the block are restored too; one first used inside it keeps the seed.
+    Accelerators that are in use before the block are restored too; one that is not in use yet keeps the seed.
     Raises `InputError` when `seed` is not an integer in [0, 2**32).
     """
     check_seed(seed)
