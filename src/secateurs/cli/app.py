@@ -1,0 +1,63 @@
+"""Puts the verbs together and turns what happens into an exit code: 0 done, 1 budget not met, 2 refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from secateurs._version import __version__
+from secateurs.base.errors import SecateursError
+from secateurs.cli import console, demo, export, inspect, listing, measure, prune
+
+DONE, NOT_MET, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="secateurs",
+    help="Cut a trained network to fit the device it will run on, and prove what the cut did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("demo")(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("prune")(prune.prune)
+app.command("export")(export.export)
+app.command("measure")(measure.measure)
+app.command("list")(listing.list_names)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"secateurs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of a refusal; may stand anywhere."),
+) -> None:
+    """Cut a trained network to fit the device it will run on, and prove what the cut did."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. Only refusals of Secateurs are caught; bugs keep their traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        code = app([word for word in words if word != "--debug"], prog_name="secateurs", standalone_mode=False)
+    except SecateursError as error:
+        if debug:
+            raise
+        console.refuse(error, as_json="--json" in words)
+        return REFUSED
+    except click.ClickException as error:
+        error.show()
+        return REFUSED
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return int(code or DONE)

@@ -1,0 +1,137 @@
+"""What several verbs take: the model, its weights, its inputs, and how each text becomes the thing it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor, nn
+
+from secateurs.base.errors import BudgetError, InputError, explain
+from secateurs.base.reference import resolve
+from secateurs.choose.budget import Budget
+from secateurs.deliver.artifact import load, stored_inputs
+from secateurs.deliver.inputs import make
+from secateurs.deliver.tensors import load_into, read_state
+
+Factory = Annotated[
+    str,
+    typer.Option("--model", help="package.module:factory, a class or function without arguments that gives the model."),
+]
+OptionalFactory = Annotated[
+    str | None, typer.Option("--model", help="package.module:factory that gives the model before the cut.")
+]
+Weights = Annotated[str | None, typer.Option("--weights", help="safetensors file with the model's weights.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="Shape of one input, [name=]1x3x224x224[:dtype[:upper-bound]]; repeat for several."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Layer to keep whole (name or glob); repeatable.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]
+
+
+def build_model(reference: str, weights: str | None = None) -> nn.Module:
+    """The model that the factory gives, with weights from a file if given, in eval mode.
+
+    Raises `InputError` when the factory fails or gives something else, `ArtifactError` when the weights do not fit.
+    """
+    factory = resolve(reference)
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code runs here and may raise anything
+        raise InputError(
+            explain(
+                "The model's factory failed",
+                where=f"`{reference}`",
+                evidence=f"{type(error).__name__}: {error}",
+                next_step="name a class or function that needs no arguments",
+            )
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            explain(
+                "The factory does not give a model",
+                where=f"`{reference}`",
+                evidence=f"it gave a {type(model).__name__}",
+            )
+        )
+    if weights is not None:
+        load_into(model, read_state(existing(weights)), weights)
+    return model.eval()
+
+
+def existing(path: str) -> Path:
+    """The path of a file that is there. Raises `InputError` if it is not."""
+    if not Path(path).is_file():
+        raise InputError(
+            explain(f"There is no file `{path}`", next_step="check the path; it is relative to this folder")
+        )
+    return Path(path)
+
+
+def example_inputs(texts: Sequence[str] | None, seed: int = 0) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Made-up inputs of the given shapes. Raises `InputError` when there are none."""
+    if not texts:
+        raise InputError(
+            explain("The model's input is not given", next_step="add --input SHAPE, such as --input 1x3x224x224")
+        )
+    return make(texts, seed)
+
+
+def parse_budget(texts: Sequence[str]) -> Budget:
+    """`["macs=0.5", "params=100000"]` as a `Budget`. Raises `BudgetError` on other text."""
+    limits: dict[str, Any] = {}
+    for text in (part for item in texts for part in item.split(",")):
+        metric, equals, number = text.partition("=")
+        try:
+            limits[metric.strip()] = float(number) if "." in number or "e" in number else int(number)
+        except ValueError as error:
+            raise _not_a_budget(text) from error
+        if not equals or metric.strip() not in Budget.__dataclass_fields__:
+            raise _not_a_budget(text)
+    return Budget(**limits)
+
+
+def _not_a_budget(text: str) -> BudgetError:
+    return BudgetError(
+        explain(
+            f"{text!r} is not a limit",
+            evidence=f"metrics: {', '.join(Budget.__dataclass_fields__)}",
+            next_step="write metric=fraction or metric=number, such as macs=0.5 or params=100000",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and the inputs to run it on."""
+
+    model: nn.Module
+    args: Any
+    kwargs: dict[str, Any]
+
+
+def load_subject(artifact: str | None, model: str | None, weights: str | None, inputs: Sequence[str] | None) -> Subject:
+    """The model of an artifact, or the model itself when there is none; inputs as given, else those of the artifact.
+
+    Raises `InputError` when neither is named, `ArtifactError` when the artifact cannot be used.
+    """
+    if artifact is not None:
+        build = None if model is None else partial(build_model, model)
+        loaded = load(artifact, build)
+        if inputs:
+            args, kwargs = make(inputs)
+        else:
+            args, kwargs = stored_inputs(artifact)
+        return Subject(loaded, args, dict(kwargs))
+    if model is None:
+        raise InputError(
+            explain("No model is named", next_step="give an artifact folder or --model package.module:factory")
+        )
+    args, kwargs = example_inputs(inputs)
+    return Subject(build_model(model, weights), args, kwargs)

@@ -1,0 +1,77 @@
+"""`secateurs prune`: cut a model to a budget, prove it, fine-tune it, and write the artifact."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secateurs import recipe as recipes
+from secateurs.base.errors import InputError, explain
+from secateurs.cli.arguments import AsJson, Exclude, Inputs, OptionalFactory, Seed, Weights, parse_budget
+from secateurs.cli.console import progress, show, show_json
+from secateurs.cli.running import run
+from secateurs.deliver.artifact import save
+from secateurs.report.tables import result_tables
+
+
+def prune(
+    model: OptionalFactory = None,
+    weights: Weights = None,
+    input: Inputs = None,
+    budget: Annotated[list[str] | None, typer.Option(help="metric=limit, such as macs=0.5; repeatable.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="YAML file with the whole request, instead of these options.")
+    ] = None,
+    criterion: Annotated[str, typer.Option(help="How channels are scored; see `secateurs list criteria`.")] = "l1",
+    search: Annotated[str, typer.Option(help="How the cut is spread; see `secateurs list searches`.")] = "global",
+    multiple: Annotated[int, typer.Option(help="Channel counts become multiples of this.")] = 1,
+    exclude: Exclude = None,
+    data: Annotated[
+        str | None, typer.Option(help="package.module:loader with training batches (inputs, target).")
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="package.module:function (model) -> float, higher is better.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning on --data; 0 for none.")] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 0.01,
+    device: Annotated[
+        str | None, typer.Option(help="Measure before and after here; see `secateurs list devices`.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Cut a model to a budget and prove what the cut did. Exits 1 when the budget is not met."""
+    if recipe is not None:
+        if model is not None or budget:
+            raise InputError(
+                explain(
+                    "Both a recipe and a request are given", next_step="leave out --recipe, or --model and --budget"
+                )
+            )
+        request = recipes.load(recipe)
+    else:
+        request = recipes.make(
+            model=model,
+            weights=weights,
+            inputs=tuple(input or ()),
+            budget=parse_budget(budget or ()),
+            criterion=criterion,
+            search=search,
+            multiple=multiple,
+            exclude=tuple(exclude or ()),
+            data=data,
+            evaluate=evaluate,
+            finetune={"epochs": epochs, "lr": lr} if epochs else None,
+            device=device,
+            seed=seed,
+        )
+    with progress(quiet=json) as stage:
+        result = run(request, on_stage=stage)
+        if out is not None:
+            stage("save")
+            save(result, out)
+    report = result.report()
+    show_json(report) if json else show(result_tables(report))
+    return 0 if result.met else 1

@@ -1,0 +1,1 @@
+"""What leaves the house: the artifact folder and exports for other runtimes."""

@@ -1,0 +1,218 @@
+"""The artifact: a folder that holds a result whole, without pickle.
+
+model.safetensors   the tensors that are left
+plan.json           which channels of the original went
+recipe.yaml         the request
+report.json         what it did, and what it takes to build the model again
+graph.json          only for results in graph form: the program itself
+manifest.json       size and SHA-256 of each of the above
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from torch import nn
+
+from secateurs._version import __version__
+from secateurs.base.errors import ArtifactError, CaptureError, InputError, PlanError, ProofError, explain
+from secateurs.base.files import write_folder
+from secateurs.base.seeds import seeded
+from secateurs.capture import capture
+from secateurs.capture.graph import Graph
+from secateurs.choose.plan import Plan
+from secateurs.cut import cut
+from secateurs.cut.form import GraphModule
+from secateurs.deliver import manifest as listing
+from secateurs.deliver.inputs import rebuild
+from secateurs.deliver.signature import first_difference, signature
+from secateurs.deliver.tensors import load_into, read_state, write_state
+
+
+class Deliverable(Protocol):
+    """What `save` needs of a result. `inputs` is what `deliver.inputs.describe` made of (args, kwargs), or None."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def inputs(self) -> Any: ...
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
+    def report(self) -> dict[str, Any]: ...
+
+
+def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
+    """Writes `result` as the artifact `folder`, which appears whole or not at all; an artifact there is replaced.
+
+    Raises `WriteError` when the disk is full or `folder` holds anything that is not part of an artifact; what was there
+    stays as it was.
+    """
+    again = {"inputs": result.inputs, "signature": signature(result.graph)}
+    with write_folder(folder, owns=(*listing.REQUIRED, listing.GRAPH, listing.NAME)) as partial:
+        write_state(result.model, partial / listing.TENSORS)
+        _write(partial / listing.PLAN, result.plan.to_json())
+        _write(partial / listing.RECIPE, yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True))
+        _write(partial / listing.REPORT, json.dumps({**result.report(), "again": again}, indent=1))
+        if isinstance(result.model, GraphModule):
+            _write(partial / listing.GRAPH, result.model.to_json())
+        listing.write_manifest(partial, result.form, __version__)
+    return Path(folder)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    build: Callable[[], nn.Module] | None = None,
+    example_inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The model that was saved, bit for bit, in eval mode.
+
+    `build` makes the model as it was before the cut (its weights do not matter): a class or a function without
+    arguments. Results in graph form need none. `example_inputs` replaces the stored shapes and types; give it when the
+    model's path depends on the values it is fed.
+
+    Raises `ArtifactError` when the folder is truncated, altered, foreign or of an unknown format (checked before
+    anything is parsed), or, naming the first difference, when `build` gives a model that the plan was not made for.
+    """
+    source = Path(folder)
+    manifest = listing.verify(source)
+    state = read_state(source / listing.TENSORS)
+    if manifest.form == "graph":
+        text = (source / listing.GRAPH).read_text(encoding="utf-8")
+        return GraphModule.from_json(text, state).eval()
+    if build is None:
+        raise ArtifactError(
+            explain(
+                "This artifact needs the class it was made from",
+                where=str(source),
+                evidence="its form is native: tensors and a plan, no code",
+                next_step="pass `build=MyNet`, a class or function without arguments: the model before the cut",
+            )
+        )
+    model = _replay(source, _built(build), example_inputs, kwargs)
+    load_into(model, state, str(source))
+    return model.eval()
+
+
+def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """`report.json` of an artifact, after all its files were checked."""
+    listing.verify(Path(folder))
+    return _report(Path(folder))
+
+
+def stored_inputs(folder: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    """Made-up example inputs of the stored shapes and types, as (args, kwargs).
+
+    Raises `ArtifactError` when the artifact does not have them.
+    """
+    listing.verify(Path(folder))
+    return _inputs(Path(folder))
+
+
+def read_plan(folder: str | os.PathLike[str]) -> Plan:
+    """`plan.json` of an artifact, after all its files were checked."""
+    source = Path(folder)
+    listing.verify(source)
+    return _plan(source)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
+
+
+def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    with seeded(0):
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            explain(
+                "`build` did not give a model",
+                evidence=f"it returned a `{type(model).__name__}`",
+                next_step="pass a class or function without arguments that returns a torch.nn.Module",
+            )
+        )
+    return model.eval()
+
+
+def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None) -> nn.Module:
+    """The plan of the artifact applied to a freshly built original."""
+    plan = _plan(source)
+    if example_inputs is None:
+        example_inputs, kwargs = _inputs(source)
+    try:
+        graph = capture(model, example_inputs, kwargs=dict(kwargs or {}))
+    except CaptureError as error:
+        raise _misfit(source, str(error)) from error
+    if graph.hash != plan.graph_hash:
+        difference = first_difference(_again(source).get("signature", {}), graph)
+        raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}")
+    try:
+        small = cut(model, plan, example_inputs, kwargs=dict(kwargs or {}))
+    except (PlanError, ProofError, CaptureError) as error:
+        raise _misfit(source, str(error)) from error
+    if isinstance(small, GraphModule):
+        raise _misfit(
+            source, "its own classes could not take the smaller tensors, although they could when it was saved"
+        )
+    return small
+
+
+def _plan(source: Path) -> Plan:
+    try:
+        return Plan.from_json((source / listing.PLAN).read_text(encoding="utf-8"))
+    except (PlanError, UnicodeDecodeError) as error:
+        raise listing.refused(source / listing.PLAN, str(error)) from error
+
+
+def _report(source: Path) -> dict[str, Any]:
+    report = listing.read_json(source / listing.REPORT)
+    if not isinstance(report, dict):
+        raise listing.refused(source, f"report.json is a {type(report).__name__}")
+    return report
+
+
+def _again(source: Path) -> Mapping[str, Any]:
+    """The part of the report that says how to build the model again."""
+    again = _report(source).get("again")
+    if not isinstance(again, dict):
+        raise listing.refused(source, "report.json does not say how to build the model again")
+    return again
+
+
+def _inputs(source: Path) -> tuple[Any, dict[str, Any]]:
+    inputs = _again(source).get("inputs")
+    if inputs is None:
+        raise ArtifactError(
+            explain(
+                "This artifact does not say what the model is fed",
+                where=str(source),
+                next_step="pass the example inputs that were used for the cut: `load(folder, build, example_inputs)`",
+            )
+        )
+    try:
+        args, kwargs = rebuild(inputs)
+        return args, dict(kwargs)
+    except (InputError, ValueError, TypeError) as error:
+        raise listing.refused(source / listing.REPORT, str(error)) from error
+
+
+def _misfit(source: Path, evidence: str) -> ArtifactError:
+    return ArtifactError(
+        explain(
+            "The class given does not fit the saved plan",
+            where=str(source),
+            evidence=evidence,
+            next_step="pass as `build` the same code, with the same arguments, that made the model before the cut",
+        )
+    )

@@ -1,0 +1,113 @@
+"""Tensors on disk: a module's state as one safetensors file, tied tensors once, header checked before it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from secateurs.base.errors import ArtifactError, explain
+
+HEADER_LIMIT = 100_000_000
+"""Largest header in bytes that is read; the same bound as the format's own."""
+
+_TIED = "tied"
+
+
+def write_state(model: nn.Module, path: Path) -> None:
+    """Parameters and persistent buffers of `model`. A tensor with several names is stored once.
+
+    Raises `ArtifactError` if the state holds something that is not a tensor.
+    """
+    stored: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(
+                explain(
+                    "The model's state holds something that is not a tensor",
+                    where=f"`{name}`",
+                    evidence=f"type {type(tensor).__name__}",
+                    next_step="keep such state out of `get_extra_state`, or save it yourself next to the artifact",
+                )
+            )
+        key = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+            continue
+        first[key] = name
+        stored[name] = tensor.detach().cpu().contiguous().clone()
+    save_file(stored, path, metadata={_TIED: json.dumps(tied, sort_keys=True)})
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state back, tied names expanded to the same tensor.
+
+    Raises `ArtifactError` on a file that is not safetensors, is cut short, or has an oversized header.
+    """
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = json.loads((file.metadata() or {}).get(_TIED, "{}"))
+        state.update({str(name): state[other] for name, other in tied.items()})
+    except (SafetensorError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise ArtifactError(
+            explain(f"`{path.name}` cannot be read as safetensors", where=str(path), evidence=repr(error))
+        ) from error
+    return state
+
+
+def check_header(path: Path) -> None:
+    """Raises `ArtifactError` unless the stated header length is plausible and fits in the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, HEADER_LIMIT):
+        raise ArtifactError(
+            explain(
+                f"`{path.name}` is not a safetensors file, or is cut short",
+                where=str(path),
+                evidence=f"its header claims {length:,} bytes, the file has {size:,}, the limit is {HEADER_LIMIT:,}",
+                next_step="copy the artifact again from where it was saved",
+            )
+        )
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Copies `state` into `model`, bit for bit.
+
+    Raises `ArtifactError`, naming the first tensor that is missing, unknown, or of another shape or type.
+    """
+    own = model.state_dict()
+    for name in [*own, *(name for name in state if name not in own)]:
+        if name not in state or name not in own:
+            found, missing = ("the class", "the artifact") if name in own else ("the artifact", "the class")
+            raise _misfit(where, f"`{name}` is in {found} and not in {missing}")
+        saved, built = state[name], own[name]
+        if saved.shape != built.shape or saved.dtype != built.dtype:
+            raise _misfit(where, f"`{name}` is {_kind(saved)} in the artifact and {_kind(built)} in the class")
+    with torch.no_grad():
+        model.load_state_dict(dict(state), strict=True)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _misfit(where: str, evidence: str) -> ArtifactError:
+    return ArtifactError(
+        explain(
+            "The saved tensors do not fit the class given",
+            where=where,
+            evidence=evidence,
+            next_step="pass as `build` the same code, with the same arguments, that made the model before the cut",
+        )
+    )

@@ -1,0 +1,179 @@
+"""`prune`: from a trained network and a budget to a smaller one with its proof, readable from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secateurs.base.errors import InputError, explain
+from secateurs.capture import capture
+from secateurs.capture.trace import check_inputs
+from secateurs.choose import choose
+from secateurs.choose.budget import Budget
+from secateurs.cost import count
+from secateurs.couple import couple
+from secateurs.cut import cut_detailed
+from secateurs.deliver.inputs import describe
+from secateurs.deliver.request import request
+from secateurs.device import Comparison, Device, compare, find_device
+from secateurs.report.result import Frozen, Result, Stage
+from secateurs.score import score
+from secateurs.train.config import FineTune
+from secateurs.train.distill import uses_teacher
+from secateurs.train.evaluate import checked_metric
+from secateurs.train.finetune import FineTuneResult
+from secateurs.train.finetune import finetune as train
+from secateurs.train.recalibrate import recalibrate as refresh
+
+Evaluate = Callable[[nn.Module], float]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    budget: Budget,
+    kwargs: Mapping[str, Any] | None = None,
+    criterion: str = "l1",
+    combine: str = "mean",
+    normalize: str = "mean",
+    search: str = "global",
+    multiple: int = 1,
+    min_width: int = 1,
+    floor: float = 0.0,
+    exclude: Sequence[str] = (),
+    unit: str = "heads",
+    data: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    recalibrate: int = 16,
+    finetune: FineTune | None = None,
+    device: str | Device | None = None,
+    seed: int = 0,
+    on_stage: Callable[[str], None] | None = None,
+) -> Result:
+    """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
+
+    *What goes*: `criterion`, `combine` and `normalize` are those of `score`; `search`, `multiple`, `min_width` and
+    `floor` those of `choose`; `exclude` and `unit` those of `couple`.
+    *What follows the cut*: with `data` (batches `(inputs, target)`), batch-norm statistics are measured afresh on
+    `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
+    is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
+    *Where it will run*: with `device`, before and after are measured there side by side.
+    `on_stage` is called with the name of each stage as it begins. `model` is never changed.
+
+    Raises `InputError` for arguments that cannot be used, and `CaptureError`, `BudgetError`, `ProofError`,
+    `DeviceError` or `TrainError` from the stage that refused.
+    """
+    args, keywords = check_inputs(model, example_inputs, kwargs)
+    _check(data, finetune, device)
+    story = _Story(on_stage, evaluate)
+    story.judge("original", model)
+
+    story.begin("capture")
+    graph = capture(model, args, kwargs=keywords)
+    story.begin("couple")
+    groups = couple(graph, exclude=exclude, unit=unit)
+    story.begin("score")
+    scores = score(groups, model, criterion, combine=combine, normalize=normalize, seed=seed)
+    story.begin("choose")
+    plan = choose(graph, groups, scores, budget, search=search, multiple=multiple, min_width=min_width, floor=floor)
+    story.begin("cut")
+    cutting = cut_detailed(model, plan, args, kwargs=keywords)
+    small = story.judge("cut", cutting.model)
+
+    measured = None
+    if device is not None:  # before training: shapes decide the time, and a runtime that refuses should do so now
+        story.begin("measure")
+        measured = _measure(model, small, args, keywords, device)
+    if data is not None and recalibrate:
+        story.begin("recalibrate")
+        small = story.judge("recalibrated", refresh(small, data, batches=recalibrate, seed=seed))
+    trained = None
+    if data is not None and finetune is not None:
+        story.begin("fine-tune")
+        trained = _train(small, data, finetune, teacher=model, evaluate=evaluate)
+        small = story.judge("fine-tuned", trained.model)
+
+    story.begin("count")
+    return Result(
+        model=small,
+        original=model,
+        plan=plan,
+        form=cutting.form,
+        proof=cutting.proof,
+        before=count(model, args, kwargs=keywords),
+        after=count(small, args, kwargs=keywords),
+        budget=budget,
+        graph=graph,
+        accuracy=story.accuracy,
+        measured=measured,
+        frozen=tuple(Frozen(group.name, group.size, str(group.frozen)) for group in groups.frozen),
+        history=story.stages(),
+        training=tuple(trained.history) if trained is not None else (),
+        inputs=_describe(args, keywords),
+        recipe=request(
+            model, args, keywords, data=data, evaluate=evaluate, budget=budget, criterion=criterion, combine=combine,
+            normalize=normalize, search=search, multiple=multiple, min_width=min_width, floor=floor,
+            exclude=list(exclude), unit=unit, recalibrate=recalibrate, finetune=finetune, seed=seed,
+            device=find_device(device).name if device is not None else None,
+        ),
+        seed=seed,
+    )  # fmt: skip
+
+
+class _Story:
+    """What happened so far: stages with their times, and what `evaluate` said along the way."""
+
+    def __init__(self, on_stage: Callable[[str], None] | None, evaluate: Evaluate | None) -> None:
+        self.accuracy: dict[str, float] = {}
+        self._on_stage = on_stage
+        self._evaluate = evaluate
+        self._begun: list[tuple[str, float]] = []
+
+    def begin(self, stage: str) -> None:
+        self._begun.append((stage, time.perf_counter()))
+        if self._on_stage is not None:
+            self._on_stage(stage)
+
+    def judge(self, name: str, model: nn.Module) -> nn.Module:
+        """`model`, after noting its metric under `name` if there is a metric."""
+        if self._evaluate is not None:
+            self.begin(f"evaluate {name}")
+            self.accuracy[name] = checked_metric(self._evaluate, model, f"the {name} model")
+        return model
+
+    def stages(self) -> tuple[Stage, ...]:
+        ends = [start for _, start in self._begun[1:]] + [time.perf_counter()]
+        return tuple(Stage(name, end - start) for (name, start), end in zip(self._begun, ends, strict=True))
+
+
+def _check(data: Iterable[Any] | None, finetune: FineTune | None, device: str | Device | None) -> None:
+    """What can be refused before any work is done."""
+    if finetune is not None and data is None:
+        raise InputError(explain("Fine-tuning needs data", next_step="pass `data=`, a loader of (inputs, target)"))
+    if device is not None:
+        find_device(device).require()
+
+
+def _measure(
+    model: nn.Module, small: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], device: str | Device
+) -> Comparison:
+    both = compare({"before": model, "after": small}, args, kwargs=kwargs, device=device)
+    return both.comparison("after", "before")
+
+
+def _train(
+    small: nn.Module, data: Iterable[Any], config: FineTune, *, teacher: nn.Module, evaluate: Evaluate | None
+) -> FineTuneResult:
+    return train(small, data, config, teacher=teacher if uses_teacher(config.distil) else None, evaluate=evaluate)
+
+
+def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The inputs as data, or None when they hold something that cannot be written down."""
+    try:
+        return describe((args, dict(kwargs)))
+    except InputError:
+        return None
