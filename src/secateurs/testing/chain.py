@@ -1,0 +1,217 @@
+"""The whole chain on one network, checked against oracles that share nothing with the proofs of `cut`.
+
+`check_chain` is what the random-network tests and the long fuzzing run call. It captures, couples, plans a
+removal, cuts, and raises `AssertionError` with the two sides that disagree where
+
+- an index belongs to two groups, or the caller's model changed by one bit;
+- a cut parameter's shape is not the original's minus what the plan removed;
+- the cut model's outputs differ from those of `masked_original`;
+- the plan's predicted counts are not those of the cut model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import secateurs as sec
+from secateurs.capture.graph import Graph
+from secateurs.choose.plan import Plan
+from secateurs.couple.group import Groups
+from secateurs.testing.oracle import Unanswerable, masked_leaf, masked_original
+
+TOLERANCE = 1e-9
+"""Largest difference allowed in double precision, relative to the largest output (at least 1)."""
+
+
+Unit = Literal["heads", "head_dim"]
+
+
+@dataclass(frozen=True)
+class ChainReport:
+    """What one check saw; `compared` says whether the output oracle had an answer."""
+
+    graph: Graph
+    groups: Groups
+    plan: Plan
+    small: nn.Module
+    form: str
+    compared: bool
+
+    @property
+    def removed_units(self) -> int:
+        return sum(decision.size - len(decision.kept) for decision in self.plan.groups)
+
+    def units(self, leaf: str, dim: int) -> list[tuple[str, int] | None]:
+        """For each index of one axis: (free group's name, unit), or None where it must stay."""
+        found: list[tuple[str, int] | None] = [None] * self.graph.leaf(leaf).shape[dim]
+        names = self.graph.leaf(leaf).names
+        for group in self.groups.free:
+            for member in group.members:
+                if member.leaf in names and member.dim == dim:
+                    for index, unit in enumerate(member.units.tolist()):
+                        if unit >= 0:
+                            found[index] = (group.name, unit)
+        return found
+
+    def free(self, leaf: str, dim: int) -> int:
+        """How many different units can be removed from one axis."""
+        return len({owner for owner in self.units(leaf, dim) if owner is not None})
+
+    def frozen(self, leaf: str, dim: int) -> str:
+        """Why an axis stays whole: the reasons of all frozen groups on it, empty if there is none."""
+        names = self.graph.leaf(leaf).names
+        reasons = [
+            str(group.frozen)
+            for group in self.groups.frozen
+            if any(member.leaf in names and member.dim == dim for member in group.members)
+        ]
+        return "; ".join(dict.fromkeys(reasons))
+
+
+Keep = Callable[[Groups], dict[str, list[int]]]
+"""Chooses, for every free group by name, the units that stay."""
+
+
+def random_kept(seed: int) -> Keep:
+    """For every free group a random subset, all but one unit, a single one, half, or all."""
+
+    def keep(groups: Groups) -> dict[str, list[int]]:
+        chance = random.Random(seed)
+        kept = {}
+        for group in groups.free:
+            size = group.size
+            count = chance.choice([size, 1, max(1, size - 1), chance.randint(1, size), max(1, size // 2)])
+            kept[group.name] = sorted(chance.sample(range(size), count))
+        return kept
+
+    return keep
+
+
+def half_kept(groups: Groups) -> dict[str, list[int]]:
+    """Every second unit of every free group, so that what stays is not a prefix."""
+    return {group.name: list(range(0, group.size, 2)) for group in groups.free}
+
+
+def all_kept(groups: Groups) -> dict[str, list[int]]:
+    """Nothing is removed."""
+    return {group.name: list(range(group.size)) for group in groups.free}
+
+
+def check_chain(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], keep: Keep, *, unit: Unit = "heads"
+) -> ChainReport:
+    """Cut `model` and compare with the oracles. Raises `AssertionError`, or what the chain itself raises."""
+    model = model.double()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in example_inputs)
+    before = snapshot(model)
+    graph = sec.capture(model, inputs)
+    groups = sec.couple(graph, unit=unit)
+    check_disjoint(graph, groups)
+    plan = sec.plan(graph, groups, keep=keep(groups))
+    result = sec.cut_detailed(model, plan, inputs)
+    check_untouched(model, before)
+    check_shapes(model, result.model, plan.removed)
+    compared = check_outputs(model, result.model, plan.removed, inputs)
+    check_counts(result.model, plan, inputs)
+    return ChainReport(graph, groups, plan, result.model, result.form, compared)
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that a cut must leave alone: tensors, their identity, modes and flags."""
+    return {
+        "state": {name: (id(tensor), tensor.detach().clone()) for name, tensor in named_tensors(model).items()},
+        "modes": [module.training for module in model.modules()],
+        "grads": [parameter.requires_grad for parameter in model.parameters()],
+        "attributes": {path: sorted(vars(module)) for path, module in model.named_modules()},
+    }
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name that they have."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    return {**tensors, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def check_untouched(model: nn.Module, before: Mapping[str, Any]) -> None:
+    """The model is, bit for bit, the one that `before` was taken of."""
+    after = snapshot(model)
+    assert after["state"].keys() == before["state"].keys(), "the caller's model has other tensors than before"
+    for name, (identity, tensor) in before["state"].items():
+        now_identity, now = after["state"][name]
+        assert now_identity == identity, f"`{name}` of the caller's model was replaced"
+        assert now.shape == tensor.shape and torch.equal(now, tensor), f"`{name}` of the caller's model changed"
+    for aspect in ("modes", "grads", "attributes"):
+        assert after[aspect] == before[aspect], f"the {aspect} of the caller's model changed"
+
+
+def check_disjoint(graph: Graph, groups: Groups) -> None:
+    """Names are unique, every index of an axis belongs to one group at most, units own something on every member."""
+    names = Counter(group.name for group in groups)
+    assert len(names) == len(groups), f"group names are used twice: {[n for n, count in names.items() if count > 1]}"
+    owner: dict[tuple[str, int, int], str] = {}
+    for group in groups:
+        assert group.size >= 1 and group.members, f"group `{group.name}` is empty"
+        for member in group.members:
+            shape = graph.leaf(member.leaf).shape
+            assert len(member.units) == shape[member.dim], (
+                f"`{member.leaf}` dim {member.dim}: {len(member.units)} != {shape}"
+            )
+            assert member.units.min() >= -1 and member.units.max() < group.size, f"`{member.leaf}`: unit out of range"
+            for index, unit in enumerate(member.units.tolist()):
+                if unit < 0:
+                    continue
+                key = (member.leaf, member.dim, index)
+                assert owner.setdefault(key, group.name) == group.name, f"{key} is in `{owner[key]}` and `{group.name}`"
+
+
+def check_shapes(model: nn.Module, small: nn.Module, removed: Mapping[str, Mapping[int, tuple[int, ...]]]) -> None:
+    """Each tensor of the cut model is the original's without the removed indices; checked by name."""
+    cut = named_tensors(small)
+    for name, dims in removed.items():
+        expected = masked_leaf(model, name)
+        for dim, indices in dims.items():
+            kept = [i for i in range(expected.shape[dim]) if i not in set(indices)]
+            expected = expected.index_select(dim, torch.tensor(kept, dtype=torch.long))
+        twins = [other for other in cut if other == name or other.replace(".", "_") == name.replace(".", "_")]
+        assert twins, f"`{name}` is missing from the cut model"
+        now = cut[twins[0]]
+        assert now.shape == expected.shape, (
+            f"`{name}` has shape {tuple(now.shape)}, the plan leaves {tuple(expected.shape)}"
+        )
+        assert torch.equal(now, expected), f"`{name}` is not the slice that the plan keeps"
+
+
+def check_outputs(model: nn.Module, small: nn.Module, removed: Any, inputs: tuple[Tensor, ...]) -> bool:
+    """Outputs equal the masked original's; False where the oracle has no answer."""
+    try:
+        masked = masked_original(model, removed)
+    except Unanswerable:
+        return False
+    with torch.no_grad():
+        wanted, spec = pytree.tree_flatten(masked(*inputs))
+        got, got_spec = pytree.tree_flatten(small.eval()(*inputs))
+    assert got_spec == spec, f"the cut model returns {got_spec}, the original {spec}"
+    for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
+        assert a.shape == b.shape, f"output {number}: shape {tuple(b.shape)}, original {tuple(a.shape)}"
+        difference = float((a - b).abs().max()) if a.numel() else 0.0
+        scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
+        assert difference <= TOLERANCE * scale, f"output {number} differs by {difference:.3g} from the masked original"
+    return True
+
+
+def check_counts(small: nn.Module, plan: Plan, inputs: tuple[Tensor, ...]) -> None:
+    """The counts that the plan predicts are those of the model that came out."""
+    cost = sec.count(small, inputs)
+    for metric in ("macs", "params", "bytes"):
+        counted = getattr(cost, metric)
+        assert plan.after[metric] == counted, (
+            f"plan predicts {plan.after[metric]} {metric}, the cut model has {counted}"
+        )
