@@ -1,0 +1,185 @@
+"""`finetune`: train a copy of a model, to its end, however often it is interrupted."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from secateurs.base.errors import InputError, TrainError, explain
+from secateurs.base.seeds import seeded
+from secateurs.train.batches import Batches, derive
+from secateurs.train.config import FineTune
+from secateurs.train.distill import Distillation, uses_teacher
+from secateurs.train.evaluate import accuracy, device_of
+from secateurs.train.optimizer import build_optimizer, carry_over
+from secateurs.train.place import start_fabric, state_to
+from secateurs.train.progress import EpochRow
+from secateurs.train.recalibrate import recalibrate_
+from secateurs.train.run import Run
+
+__all__ = ["FineTune", "FineTuneResult", "finetune"]
+
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """A trained copy of the model, one row per epoch, and the optimizer as it stands over the copy's parameters.
+
+    `best_epoch` is the epoch (from 1) of the best metric, None without a metric; with `keep="best"` the model has the
+    weights of that epoch. `stopped_early` says that patience ran out.
+    """
+
+    model: nn.Module
+    history: Sequence[EpochRow]
+    optimizer: Optimizer
+    best_epoch: int | None = None
+    stopped_early: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"{'epoch':>5}  {'loss':>9}  {'lr':>9}  {'metric':>8}  {'seconds':>7}"]
+        for row in self.history:
+            metric = "-" if row.metric is None else f"{row.metric:.4f}"
+            best = "  best" if row.epoch == self.best_epoch else ""
+            lines.append(f"{row.epoch:>5}  {row.loss:>9.4f}  {row.lr:>9.2g}  {metric:>8}  {row.seconds:>7.1f}{best}")
+        return "\n".join([*lines, "stopped early"] if self.stopped_early else lines)
+
+
+def finetune(
+    model: nn.Module,
+    data: Iterable[Any],
+    config: FineTune | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    evaluate: Evaluate | None = None,
+    validation: Iterable[Any] | None = None,
+    resume: bool = True,
+    folder: str | os.PathLike[str] | None = None,
+    optimizer: Optimizer | None = None,
+) -> FineTuneResult:
+    """Train a copy of `model` on `data`; the model itself, its modes and the process's random states stay as they are.
+
+    `data` is a DataLoader or any iterable of `(inputs, target)` that can be read again and again; inputs are a tensor,
+    a tuple of arguments or a dict of keyword arguments. A model in eval mode is trained with every module in train
+    mode; one in train mode keeps the modes its modules have, so that layers set to eval stay frozen. The metric after
+    each epoch is `evaluate(model)` (higher is better), or the top-1 accuracy on `validation`.
+
+    `optimizer` continues one made for `model` (see `cut_optimizer`) on the copy: its settings replace the config's,
+    and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set.
+
+    With a `folder`, the run leaves checkpoints in it, and the same call after a crash or a `kill -9` goes on from the
+    last one; on a CPU it ends with the very bits of an undisturbed run. A folder whose run has ended gives its result
+    at once. `resume=False` starts over. Several processes must see the same folder.
+
+    Raises `TrainError` when the data is empty, a batch does not fit, the loss or the metric is not finite, or the
+    checkpoint belongs to another run; `InputError` for arguments that contradict each other.
+    """
+    config = config or FineTune()
+    _check(model, config, teacher, evaluate, validation)
+    if validation is not None:
+        evaluate = accuracy(validation)
+    place = Path(folder) if folder is not None else None
+    with seeded(derive(config.seed, "run")):
+        return _train(model, data, config, teacher, evaluate, resume, place, optimizer)
+
+
+def _train(
+    model: nn.Module,
+    data: Iterable[Any],
+    config: FineTune,
+    teacher: nn.Module | None,
+    evaluate: Evaluate | None,
+    resume: bool,
+    folder: Path | None,
+    optimizer: Optimizer | None,
+) -> FineTuneResult:
+    home = device_of(model)
+    fabric = start_fabric(config, home)
+    student = _copy(model)
+    batches = Batches(data, limit=config.batches, seed=config.seed, rank=fabric.global_rank, world=fabric.world_size)
+    distillation = None
+    if config.distil is not None and teacher is not None and uses_teacher(config.distil):
+        distillation = Distillation(student, teacher, config.distil, fabric.device, fabric.autocast)
+    try:
+        steps = _optimizer(config, optimizer, model, student)
+        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder)
+        run.identify(model, teacher if distillation is not None else None)
+        if not (resume and run.resume()):
+            if config.recalibrate:
+                recalibrate_(student, data, batches=config.recalibrate, seed=config.seed)
+            run.begin()
+        run.train()
+        run.finish()
+    finally:
+        batches.close()
+        if distillation is not None:
+            distillation.close()
+    return _result(run, model, home)
+
+
+def _result(run: Run, model: nn.Module, home: torch.device) -> FineTuneResult:
+    """The student back on the model's device, with the model's own modes, and its optimizer with it."""
+    student = run.student.to(home)
+    state_to(run.optimizer.state, home)
+    for module, original in zip(student.modules(), model.modules(), strict=True):
+        module.training = original.training
+    progress = run.progress
+    return FineTuneResult(student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise TrainError(
+            explain(
+                "The model cannot be copied, and training would change the original",
+                evidence=str(error),
+                next_step="drop tensors that are results of a computation from the module's attributes",
+            )
+        ) from error
+
+
+def _optimizer(config: FineTune, given: Optimizer | None, model: nn.Module, student: nn.Module) -> Optimizer:
+    if given is not None:
+        return carry_over(given, model, student, {})
+    return build_optimizer(config, (parameter for parameter in student.parameters() if parameter.requires_grad))
+
+
+def _check(
+    model: nn.Module,
+    config: FineTune,
+    teacher: nn.Module | None,
+    evaluate: Evaluate | None,
+    validation: Iterable[Any] | None,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(explain(f"The model is a {type(model).__name__}", next_step="pass a torch.nn.Module"))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            explain(
+                "The model has no parameter to train", next_step="set `requires_grad_(True)` where you want training"
+            )
+        )
+    if evaluate is not None and validation is not None:
+        raise InputError(
+            explain("Both `evaluate` and `validation` are given", next_step="pass one; `validation` means its accuracy")
+        )
+    metric = evaluate is not None or validation is not None
+    for setting, used in (("patience", config.patience is not None), ('keep="best"', config.keep == "best")):
+        if used and not metric:
+            raise InputError(
+                explain(f"FineTune({setting}) needs a metric", next_step="pass `evaluate=` or `validation=`")
+            )
+    if teacher is None and uses_teacher(config.distil):
+        raise InputError(
+            explain("Distillation needs a teacher", next_step="pass `teacher=`, for example the model before the cut")
+        )

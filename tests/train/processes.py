@@ -1,0 +1,95 @@
+"""What the child processes of the tests run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from train.networks import Augmented, convolutional, images, loader, plain, points
+
+from secateurs.train.distill import Distill
+from secateurs.train.finetune import FineTune, finetune
+
+
+def forked(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """`target(*args)` in a new process, forked from a server that has imported what is slow to import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "lightning_fabric", "safetensors.torch", "torch.utils.data"])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+class Slow(Augmented):
+    """Takes its time, so that a kill finds the run at work."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        time.sleep(0.001)
+        return super().__getitem__(index)
+
+
+def train_to_the_end(folder: str | None, output: str) -> None:
+    """A run with everything that could differ after a resume: shuffling, augmentation, dropout, BN, Adam, a teacher."""
+    torch.set_num_threads(1)
+    Path(output).with_suffix(".started").touch()
+    config = FineTune(
+        epochs=4,
+        optimizer="adam",
+        lr=0.01,
+        warmup=0.5,
+        distil=Distill(),
+        keep="best",
+        recalibrate=2,
+        checkpoint_steps=1,
+        progress=False,
+    )
+    data: DataLoader[Any] = DataLoader(Slow(), batch_size=4, shuffle=True)
+    validation = loader(images(12, seed=9), shuffle=False)
+    result = finetune(
+        convolutional(), data, config, teacher=convolutional(seed=5), validation=validation, folder=folder
+    )
+    momentum = {f"optimizer.{i}": state["exp_avg"] for i, state in enumerate(result.optimizer.state.values())}
+    losses = {"history": torch.tensor([row.loss for row in result.history], dtype=torch.float64)}
+    save_file({**result.model.state_dict(), **momentum, **losses}, output)
+
+
+def train_as_rank(rank: int, world: int, port: int, name: str, output: str) -> None:
+    """One process of several, with the environment that `torchrun` gives it."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        GROUP_RANK="0",
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+    )
+    train_distributed(name, output)
+
+
+def train_distributed(name: str, output: str) -> None:
+    torch.set_num_threads(1)
+    config = FineTune(epochs=2, lr=0.1, accelerator="cpu", strategy="ddp", progress=False)
+    model = convolutional() if name == "convolutional" else plain()
+    data = images(20) if name == "convolutional" else points(21)
+    result = finetune(model, loader(data), config, validation=loader(data, shuffle=False), folder=output)
+    rank = int(os.environ["RANK"])
+    rows = {"metric": torch.tensor([row.metric for row in result.history])}
+    save_file({**result.model.state_dict(), **rows}, Path(output) / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    import sys
+
+    train_distributed(sys.argv[1], sys.argv[2])
