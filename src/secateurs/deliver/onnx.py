@@ -101,8 +101,7 @@ def _check(module: nn.Module, session: Any, call: Call, tolerance: float) -> flo
             explain(
                 f"The exported {type(module).__name__} does not run in ONNX Runtime: {str(error)[:500]}",
                 evidence=call.described,
-                next_step="export with dynamic_batch=False if the batch size is written into the model, "
-                "or replace the operator that the message names",
+                next_step="replace the operator that the message names, or export with dynamic_batch=False",
             )
         ) from error
     return check_agreement(expected, got, runtime="ONNX Runtime", tolerance=tolerance)

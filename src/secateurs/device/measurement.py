@@ -149,7 +149,7 @@ class Comparison:
         apart = "" if self.paired else ", measured apart"
         if not self.differs:
             digits = 2 if 1 in self.interval else 4
-            copies = "" if 1 in self.interval else f"; two copies of one model can differ by {PLACEMENT:.0%}"
+            copies = "" if 1 in self.interval else f"; two copies of one model can differ by {PLACEMENT * 100:g} %"
             numbers = f"ratio {value:.{digits}f}, 95 % interval {low:.{digits}f} to {high:.{digits}f}"
             return f"no measurable difference ({numbers}{apart}{copies})"
         word = "faster"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from secateurs.base.errors import DeviceError, InputError, explain
 from secateurs.device.call import Call, named_outputs, working_copy
 
 LARGEST = 2**31 - 1
-_LOGGERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 _PREFIX = "model."
 
 
@@ -43,9 +43,12 @@ def call_to_onnx(model: nn.Module, call: Call, *, dynamic_batch: bool = False) -
     example, shapes = call, None
     if dynamic_batch:
         example = with_batch(call, max(2, batch_size(call)))
+        _check_batch_is_free(flat.model, with_batch(call, batch_size(call) + 1), batch_size(call))
         batch = torch.export.Dim("batch")
         shapes = (tuple({0: batch} if free else {} for free in batched(call)),)
     program = _export(flat, example, outputs, shapes)
+    if shapes:
+        _check_batch_was_kept_free(program, call, model)
     _strip_prefix(program)
     return _serialise(program, type(model).__name__)
 
@@ -104,15 +107,47 @@ def _export(flat: _FlatCall, example: Call, outputs: list[str], shapes: tuple[An
                 dynamic_shapes=shapes,
             )
     except Exception as error:
-        name, cause = type(flat.model).__name__, error.__cause__ or error
-        fixed = "export with dynamic_batch=False if the batch size is written into the model, or " if shapes else ""
+        name, cause = type(flat.model).__name__, _root_cause(error)
         raise DeviceError(
             explain(
                 f"{name} cannot be exported to ONNX: {type(cause).__name__}: {_first_lines(str(cause))}",
                 evidence=example.described,
-                next_step=f"{fixed}replace the operator or branch that the message names",
+                next_step="replace the operator or branch that the message names"
+                + (", or try dynamic_batch=False" if shapes else ""),
             )
         ) from error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _check_batch_is_free(model: nn.Module, larger: Call, size: int) -> None:
+    try:
+        with torch.no_grad():
+            larger.run(model)
+    except DeviceError as error:
+        raise _fixed_batch(model, f"it runs at batch {size} and fails at {size + 1}: {error.__cause__}") from error
+
+
+def _check_batch_was_kept_free(program: Any, call: Call, model: nn.Module) -> None:
+    """The exporter may settle on the example's batch size where `forward` compares it with a number."""
+    free = {name for name, is_free in zip(call.names, batched(call), strict=True) if is_free}
+    for value in program.model.graph.inputs:
+        if value.name in free and isinstance(value.shape[0], int):
+            raise _fixed_batch(model, f"the exporter fixed dimension 0 of input `{value.name}` to {value.shape[0]}")
+
+
+def _fixed_batch(model: nn.Module, evidence: str) -> DeviceError:
+    return DeviceError(
+        explain(
+            f"{type(model).__name__} has a batch size written into it, so it cannot be exported for any batch size",
+            evidence=evidence,
+            next_step="export with dynamic_batch=False, or derive sizes from `x.shape[0]` in `forward`",
+        )
+    )
 
 
 def _first_lines(message: str, length: int = 600) -> str:
@@ -145,15 +180,12 @@ def _serialise(program: Any, model: str) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no log lines from the exporter; errors still come through."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    """No warnings, log lines or dumped graphs from the exporter; its errors still come through."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(level)
