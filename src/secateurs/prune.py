@@ -13,7 +13,7 @@ from secateurs.capture import capture
 from secateurs.capture.trace import check_inputs
 from secateurs.choose import choose
 from secateurs.choose.budget import Budget
-from secateurs.cost import count
+from secateurs.cost import count, count_graph
 from secateurs.couple import couple
 from secateurs.cut import cut_detailed
 from secateurs.deliver.inputs import describe
@@ -79,7 +79,10 @@ def prune(
     story.begin("score")
     scores = score(groups, model, criterion, combine=combine, normalize=normalize, seed=seed)
     story.begin("choose")
-    plan = choose(graph, groups, scores, budget, search=search, multiple=multiple, min_width=min_width, floor=floor)
+    plan = choose(
+        graph, groups, scores, budget, search=search, multiple=multiple, min_width=min_width, floor=floor,
+        criterion=criterion, seed=seed,
+    )  # fmt: skip
     story.begin("cut")
     cutting = cut_detailed(model, plan, args, kwargs=keywords)
     small = story.judge("cut", cutting.model)
@@ -104,7 +107,7 @@ def prune(
         plan=plan,
         form=cutting.form,
         proof=cutting.proof,
-        before=count(model, args, kwargs=keywords),
+        before=count_graph(graph),
         after=count(small, args, kwargs=keywords),
         budget=budget,
         graph=graph,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from secateurs._version import __version__
 from secateurs.base.errors import SecateursError
 from secateurs.cli import console, demo, export, inspect, listing, measure, prune
 
-DONE, NOT_MET, REFUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, REFUSED, INTERRUPTED = 0, 2, 130
 
 app = typer.Typer(
     name="secateurs",
@@ -47,17 +46,13 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Only refusals of Secateurs are caught; bugs keep their traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
     try:
-        code = app([word for word in words if word != "--debug"], prog_name="secateurs", standalone_mode=False)
+        app([word for word in words if word != "--debug"], prog_name="secateurs")
     except SecateursError as error:
-        if debug:
+        if "--debug" in words:
             raise
         console.refuse(error, as_json="--json" in words)
         return REFUSED
-    except click.ClickException as error:
-        error.show()
-        return REFUSED
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
-    return int(code or DONE)
+    except SystemExit as end:
+        return INTERRUPTED if isinstance(end.__context__, typer.Abort) else int(end.code or DONE)
+    return DONE

@@ -13,7 +13,10 @@ from rich.status import Status
 
 from secateurs.base.errors import SecateursError
 
-OwnBar = frozenset({"fine-tune", "train"})
+NOT_MET = 1
+"""Exit code of a run that ended well with a budget that was not met."""
+
+OWN_BAR = frozenset({"fine-tune", "train"})
 """Stages that draw their own progress bar."""
 
 
@@ -32,7 +35,7 @@ def show(parts: Iterable[RenderableType]) -> None:
     for index, part in enumerate(parts):
         if index:
             console.print()
-        console.print(part)
+        console.print(part, markup=False)
 
 
 def show_json(data: Any) -> None:
@@ -72,7 +75,7 @@ class _Stages:
     def begin(self, name: str) -> None:
         self.end()
         self._name, self._began = name, time.perf_counter()
-        if not self._quiet and name not in OwnBar:
+        if not self._quiet and name not in OWN_BAR:
             self._spinner = self._console.status(f"{name} ...")
             self._spinner.start()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateurs.choose.budget import Budget
 from secateurs.cli.arguments import AsJson, Seed
-from secateurs.cli.console import progress, show, show_json
+from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.digits import DigitNet, Digits, load_digits, new_network
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
@@ -35,12 +35,13 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Epochs of training before the cut.")] = 8,
     seed: Seed = 0,
     json: AsJson = False,
-) -> int:
+) -> None:
     """Train a small network on handwritten digits, cut it to half its work, prove, fine-tune, export, measure, save."""
     with progress(quiet=json) as stage:
         outcome = story(Path(out), epochs=epochs, seed=seed, on_stage=stage, quiet=json)
     show_json(outcome.report()) if json else show(outcome.tables())
-    return 0 if outcome.result.met and outcome.bit_equal else 1
+    if not (outcome.result.met and outcome.bit_equal):
+        raise typer.Exit(NOT_MET)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 from secateurs.capture import capture
 from secateurs.cli.arguments import AsJson, Exclude, Factory, Inputs, Weights, build_model, example_inputs
 from secateurs.cli.console import progress, show, show_json
-from secateurs.cost import count
+from secateurs.cost import count_graph
 from secateurs.couple import couple
 from secateurs.report.tables import inspect_tables
 
@@ -32,15 +32,16 @@ def inspect(
         stage("couple")
         groups = couple(graph, exclude=tuple(exclude or ()), unit=unit)
         stage("count")
-        cost = count(network, args, kwargs=kwargs)
+        cost = count_graph(graph)
     data: dict[str, Any] = {
         "model": model,
         "hash": graph.hash,
         "how": graph.how,
         "notes": list(graph.notes),
-        "totals": {"macs": cost.macs, "params": cost.params, "bytes": cost.bytes, "peak_memory": cost.peak_memory},
+        "totals": cost.to_dict(),
         "layers": [
-            {"name": name, "macs": layer.macs, "params": layer.params} for name, layer in cost.by_module().items()
+            {"name": name, "macs": macs, "params": cost.module_params.get(name, 0)}
+            for name, macs in cost.by_module().items()
         ],
         "groups": [
             {

@@ -9,7 +9,7 @@ import typer
 from secateurs import recipe as recipes
 from secateurs.base.errors import InputError, explain
 from secateurs.cli.arguments import AsJson, Exclude, Inputs, OptionalFactory, Seed, Weights, parse_budget
-from secateurs.cli.console import progress, show, show_json
+from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import run
 from secateurs.deliver.artifact import save
 from secateurs.report.tables import result_tables
@@ -41,7 +41,7 @@ def prune(
     seed: Seed = 0,
     out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
     json: AsJson = False,
-) -> int:
+) -> None:
     """Cut a model to a budget and prove what the cut did. Exits 1 when the budget is not met."""
     if recipe is not None:
         if model is not None or budget:
@@ -68,10 +68,11 @@ def prune(
             seed=seed,
         )
     with progress(quiet=json) as stage:
-        result = run(request, on_stage=stage)
+        result = run(request, on_stage=stage, quiet=json)
         if out is not None:
             stage("save")
             save(result, out)
     report = result.report()
     show_json(report) if json else show(result_tables(report))
-    return 0 if result.met else 1
+    if not result.met:
+        raise typer.Exit(NOT_MET)

@@ -14,7 +14,7 @@ from secateurs.recipe import Recipe
 from secateurs.report.result import Result
 
 
-def run(recipe: Recipe, on_stage: Callable[[str], None] | None = None) -> Result:
+def run(recipe: Recipe, *, on_stage: Callable[[str], None] | None = None, quiet: bool = False) -> Result:
     """`prune` as the recipe asks; the recipe travels with the result.
 
     Raises `RecipeError` when the recipe names no model, `InputError` when something it names cannot be used.
@@ -26,6 +26,7 @@ def run(recipe: Recipe, on_stage: Callable[[str], None] | None = None) -> Result
     if on_stage is not None:
         on_stage("build")
     model = build_model(recipe.model, recipe.weights)
+    config = recipe.finetune and replace(recipe.finetune, progress=recipe.finetune.progress and not quiet)
     args, kwargs = example_inputs(recipe.inputs, recipe.seed)
     result = prune(
         model,
@@ -44,7 +45,7 @@ def run(recipe: Recipe, on_stage: Callable[[str], None] | None = None) -> Result
         data=_loader(recipe.data),
         evaluate=_function(recipe.evaluate),
         recalibrate=recipe.recalibrate,
-        finetune=recipe.finetune,
+        finetune=config,
         device=recipe.device,
         seed=recipe.seed,
         on_stage=on_stage,

@@ -62,10 +62,11 @@ def cost_table(report: Mapping[str, Any]) -> Table:
     table = _table("", "before", "after", "left")
     for metric, (before, after) in report["cost"].items():
         share = f"{after / before:.1%}" if before else "-"
-        table.add_row(_UNITS.get(metric, metric), f"{before:,}", f"{after:,}", share)
+        _row(table, _UNITS.get(metric, metric), f"{before:,}", f"{after:,}", share)
     measured = report.get("measured")
     if measured:
-        table.add_row(
+        _row(
+            table,
             f"latency on {measured['device']}",
             f"{measured['before_ms']:.3f} ms",
             f"{measured['after_ms']:.3f} ms",
@@ -79,7 +80,7 @@ def accuracy_table(accuracy: Mapping[str, float]) -> Table:
     table = _table("evaluate(model)", "value", "difference")
     original = next(iter(accuracy.values()))
     for stage, value in accuracy.items():
-        table.add_row(stage, f"{value:.4f}", "" if value is original else f"{value - original:+.4f}")
+        _row(table, stage, f"{value:.4f}", "" if value is original else f"{value - original:+.4f}")
     return table
 
 
@@ -91,9 +92,9 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table | Text:
     table = _table("channels that go together", "before", "after", "left")
     for layer in changed[:ROWS]:
         share = layer["after"] / layer["before"]
-        table.add_row(layer["name"], str(layer["before"]), str(layer["after"]), f"{share:.0%} {bar(share)}")
+        _row(table, layer["name"], str(layer["before"]), str(layer["after"]), f"{share:.0%} {bar(share)}")
     if len(changed) > ROWS:
-        table.add_row(f"... and {len(changed) - ROWS} more", "", "", "")
+        _row(table, f"... and {len(changed) - ROWS} more", "", "", "")
     return table
 
 
@@ -104,9 +105,9 @@ def frozen_table(frozen: Iterable[Mapping[str, Any]]) -> Table:
     merged = [(why, list(items)) for why, items in groupby(rows, key=lambda item: str(item["why"]))]
     for why, items in merged[:ROWS]:
         names = items[0]["name"] if len(items) == 1 else f"{items[0]['name']} and {len(items) - 1} more"
-        table.add_row(names, str(sum(item["size"] for item in items)), why)
+        _row(table, names, str(sum(item["size"] for item in items)), why)
     if len(merged) > ROWS:
-        table.add_row(f"... and {len(merged) - ROWS} more reasons", "", "")
+        _row(table, f"... and {len(merged) - ROWS} more reasons", "", "")
     return table
 
 
@@ -130,6 +131,11 @@ def as_text(parts: Iterable[RenderableType], width: int = 110) -> str:
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def _row(table: Table, *cells: str) -> None:
+    """A row of plain text: square brackets in a name are not markup."""
+    table.add_row(*map(Text, cells))
 
 
 def _table(first: str, *rest: str) -> Table:
@@ -163,7 +169,7 @@ def work_table(layers: Iterable[Mapping[str, Any]], total: int) -> Table:
     for layer in layers:
         if layer["macs"]:
             share = layer["macs"] / total
-            table.add_row(layer["name"], f"{layer['macs']:,}", f"{share:.1%}", bar(share), f"{layer['params']:,}")
+            _row(table, layer["name"], f"{layer['macs']:,}", f"{share:.1%}", bar(share), f"{layer['params']:,}")
     return table
 
 
@@ -172,7 +178,7 @@ def group_table(groups: Iterable[Mapping[str, Any]]) -> Table:
     table = _table("can be cut", "units", "channels each", "tensor axes", "note")
     for group in groups:
         note = group["inexact_because"] or ""
-        table.add_row(group["name"], str(group["size"]), str(group["width"]), str(len(group["members"])), note)
+        _row(table, group["name"], str(group["size"]), str(group["width"]), str(len(group["members"])), note)
     return table
 
 
@@ -181,7 +187,7 @@ def names_table(names: Mapping[str, Iterable[str]]) -> Table:
     table = _table("kind", "names")
     table.columns[1].justify = "left"
     for kind, items in names.items():
-        table.add_row(kind, ", ".join(items))
+        _row(table, kind, ", ".join(items))
     return table
 
 
@@ -190,17 +196,21 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
     table = _table("", "before", "after", "")
     accuracy = list(report["accuracy"].values())
     if accuracy:
-        table.add_row(
-            "accuracy", f"{accuracy[0]:.1%}", f"{accuracy[-1]:.1%}", f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points"
+        _row(
+            table,
+            "accuracy",
+            f"{accuracy[0]:.1%}",
+            f"{accuracy[-1]:.1%}",
+            f"{100 * (accuracy[-1] - accuracy[0]):+.1f} points",
         )
     for metric in ("macs", "params"):
         before, after = report["cost"][metric]
-        table.add_row(_UNITS[metric], COUNT.format(before), COUNT.format(after), f"{after / before:.0%} left")
+        _row(table, _UNITS[metric], COUNT.format(before), COUNT.format(after), f"{after / before:.0%} left")
     if "onnx_bytes" in report:
         before, after = report["onnx_bytes"]
-        table.add_row("ONNX file", BYTES.format(before), BYTES.format(after), f"{after / before:.0%} left")
+        _row(table, "ONNX file", BYTES.format(before), BYTES.format(after), f"{after / before:.0%} left")
     measured = report["measured"]
     if measured:
         before, after = (f"{measured[key]:.3f} ms" for key in ("before_ms", "after_ms"))
-        table.add_row(f"one image, {measured['device']}", before, after, measured["verdict"])
+        _row(table, f"one image, {measured['device']}", before, after, measured["verdict"])
     return table
