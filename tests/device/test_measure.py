@@ -1,6 +1,7 @@
 """`measure` and `compare` on real models: what is returned, what is refused. No claim about how long anything takes."""
 
 import gc
+import threading
 from collections import Counter
 
 import pytest
@@ -184,6 +185,13 @@ def test_on_a_gpu_the_clock_waits_for_it() -> None:
     assert measure(layer, X.cuda(), **QUICK).environment.accelerator
     assert measure(layer, X.cuda(), device="onnxruntime", **QUICK).environment.accelerator == ""
     assert layer.weight.is_cuda
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    layer = nn.Linear(4, 3)
+    layer.lock = threading.Lock()
+    with pytest.raises(DeviceError, match=r"Linear cannot be copied.*lock"):
+        measure(layer, X, **QUICK)
 
 
 def test_both_devices_are_registered() -> None:

@@ -128,7 +128,8 @@ def _tensors(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 def working_copy(model: nn.Module, *, on_cpu: bool = False) -> nn.Module:
     """The model in eval mode with its own buffers and flags; nothing of the caller's changes.
 
-    Parameters are shared, unless `on_cpu` asks for them and they lie elsewhere.
+    Parameters are shared, unless `on_cpu` asks for them and they lie elsewhere. Raises `DeviceError` when the model
+    holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -138,7 +139,17 @@ def working_copy(model: nn.Module, *, on_cpu: bool = False) -> nn.Module:
         for tensor in module._buffers.values():
             if tensor is not None:
                 memo[id(tensor)] = (tensor.cpu() if on_cpu else tensor).detach().clone()
-    return copy.deepcopy(model, memo).eval()
+    try:
+        twin = copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise DeviceError(
+            explain(
+                f"{type(model).__name__} cannot be copied, and the original must stay as it is",
+                evidence=str(error),
+                next_step="make the attribute that the message names a parameter, a buffer or plain data",
+            )
+        ) from error
+    return twin.eval()
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
