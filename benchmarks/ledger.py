@@ -21,6 +21,7 @@ from secateurs.base.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("capture", "couple", "score", "choose", "cut")
+PEER_STAGES = ("graph", "step")
 COLUMNS = (
     *("suite", "kind", "model", "input", "status", "reason", "captured", "nodes"),
     *("groups_free", "groups_frozen", "units_free", "units_frozen", "groups_inexact", "frozen_because", "form"),
@@ -30,6 +31,7 @@ COLUMNS = (
 )
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
 STATUSES = ("proven", "refused", "wrong", "crashed", "timeout")
+PEER_STATUSES = ("right", "unchecked", "wrong", "nothing", "crashed", "timeout")
 LEAST_PROVEN = {"torchvision": 1.0, "timm": 0.95, "transformers": 0.90}
 MOST_MACS_LEFT = 0.40
 
@@ -44,11 +46,13 @@ def code_version() -> str:
 
 
 class Ledger:
-    """`coverage.csv` in a folder: one row per model, replaced when the model is run again."""
+    """`<name>.csv` in a folder: one row per model, replaced when the model is run again."""
 
-    def __init__(self, folder: Path, code: str) -> None:
+    def __init__(self, folder: Path, code: str, name: str = "coverage", statuses: tuple[str, ...] = STATUSES) -> None:
         self._folder = folder
         self._code = code
+        self._name = name
+        self._statuses = statuses
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ class Ledger:
 
     @property
     def _csv(self) -> Path:
-        return self._folder / "coverage.csv"
+        return self._folder / f"{self._name}.csv"
 
     def has(self, suite: str, model: str) -> bool:
         """Whether this model was run with this code."""
@@ -66,7 +70,7 @@ class Ledger:
 
     def add(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Keep one model's row and write the file."""
-        spent = [facts[f"{stage}_s"] for stage in STAGES if f"{stage}_s" in facts]
+        spent = [facts[f"{stage}_s"] for stage in (*STAGES, *PEER_STAGES) if f"{stage}_s" in facts]
         row = {**facts, "seconds": round(sum(spent), 3), "code": self._code}
         row["frozen_because"] = " | ".join(facts.get("frozen_because", []))
         row["reason"] = " ".join(str(facts.get("reason", "")).split())[:600]
@@ -80,32 +84,57 @@ class Ledger:
         return _by(list(self._rows.values()), "suite")
 
     def write_summary(self, command: list[str], *, limit: float) -> dict[str, Any]:
-        """`coverage.json`: environment, counts per suite, and whether each bar was met."""
+        """`<name>.json`: environment, counts per suite, and whether each bar was met."""
         summary = {
-            "command": " ".join(["python -m benchmarks.coverage", *command]),
+            "command": " ".join(["python -m benchmarks.coverage", *command]).strip(),
             "limit_s": limit,
             "code": self._code,
             "environment": _environment(),
-            "suites": {name: _count(rows) for name, rows in self.suites().items()},
+            "suites": {name: self._count(rows) for name, rows in self.suites().items()},
             "kinds": {
-                name: {kind: _count(some) for kind, some in _by(rows, "kind").items()}
+                name: {kind: self._count(some) for kind, some in _by(rows, "kind").items()}
                 for name, rows in self.suites().items()
             },
-            "bars": {name: _bar(name, rows) for name, rows in self.suites().items()},
+            "bars": {name: _bar(name, rows) for name, rows in self.suites().items() if self._statuses == STATUSES},
         }
-        write_text(self._folder / "coverage.json", json.dumps(summary, indent=1) + "\n")
+        write_text(self._folder / f"{self._name}.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
     def table(self) -> Table:
         """Counts per suite and kind."""
         table = Table(title="Coverage: cut to half of the channels and proven")
-        for name in ("suite", "kind", "models", *STATUSES, "native", "MACs left", "worst", "seconds", "slowest"):
+        for name in ("suite", "kind", "models", *self._statuses, "native", "MACs left", "worst", "seconds", "slowest"):
             table.add_column(name, justify="left" if name in ("suite", "kind") else "right")
         for suite, rows in self.suites().items():
             for kind, some in _by(rows, "kind").items():
-                table.add_row(suite, kind, *_cells(_count(some)))
-            table.add_row(suite, "all", *_cells(_count(rows)), style="bold", end_section=True)
+                table.add_row(suite, kind, *self._cells(some))
+            table.add_row(suite, "all", *self._cells(rows), style="bold", end_section=True)
         return table
+
+    def _count(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Numbers that a suite or a kind is described by; shares of MACs are over models with the first status."""
+        counts = Counter(row["status"] for row in rows)
+        good = [row for row in rows if row["status"] == self._statuses[0]]
+        left = [float(row["macs_left"]) for row in good]
+        seconds = [float(row["seconds"]) for row in rows]
+        return {
+            "models": len(rows),
+            **{status: counts[status] for status in self._statuses},
+            "native": sum(row["form"] == "native" for row in good),
+            "recorded": sum(row["captured"] == "recorded" for row in rows),
+            "masked_checked": sum(str(row["masked"]).startswith("float") for row in rows),
+            "untouched": sum(str(row["untouched"]) == "True" for row in rows),
+            "macs_left_median": round(median(left), 4) if left else None,
+            "macs_left_worst": max(left, default=None),
+            "seconds_median": round(median(seconds), 2) if seconds else None,
+            "seconds_worst": max(seconds, default=None),
+        }
+
+    def _cells(self, rows: list[dict[str, Any]]) -> list[str]:
+        count = self._count(rows)
+        shown = {"macs_left_median": ".0%", "macs_left_worst": ".0%", "seconds_median": ".1f", "seconds_worst": ".1f"}
+        numbers = ["" if count[key] is None else format(count[key], form) for key, form in shown.items()]
+        return [str(count[key]) for key in ("models", *self._statuses, "native")] + numbers
 
 
 def line(row: dict[str, Any]) -> str:
@@ -121,31 +150,6 @@ def _by(rows: list[dict[str, Any]], column: str) -> dict[str, list[dict[str, Any
     for row in rows:
         parts.setdefault(row[column], []).append(row)
     return parts
-
-
-def _count(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers that a suite or a kind is described by."""
-    counts = Counter(row["status"] for row in rows)
-    left = [float(row["macs_left"]) for row in rows if row["status"] == "proven"]
-    seconds = [float(row["seconds"]) for row in rows]
-    return {
-        "models": len(rows),
-        **{status: counts[status] for status in STATUSES},
-        "native": sum(row["form"] == "native" for row in rows if row["status"] == "proven"),
-        "recorded": sum(row["captured"] == "recorded" for row in rows),
-        "masked_checked": sum(str(row["masked"]).startswith("float") for row in rows),
-        "untouched": sum(str(row["untouched"]) == "True" for row in rows),
-        "macs_left_median": round(median(left), 4) if left else None,
-        "macs_left_worst": max(left, default=None),
-        "seconds_median": round(median(seconds), 2) if seconds else None,
-        "seconds_worst": max(seconds, default=None),
-    }
-
-
-def _cells(count: dict[str, Any]) -> list[str]:
-    shares = [f"{count[key]:.0%}" if count[key] is not None else "" for key in ("macs_left_median", "macs_left_worst")]
-    seconds = [f"{count[key]:.1f}" if count[key] is not None else "" for key in ("seconds_median", "seconds_worst")]
-    return [str(count[key]) for key in ("models", *STATUSES, "native")] + shares + seconds
 
 
 def _bar(suite: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

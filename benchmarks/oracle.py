@@ -48,20 +48,25 @@ class NotApplicableError(Exception):
 def check(original: nn.Module, cut: nn.Module, plan: Any, groups: Any, inputs: Inputs, *, native: bool) -> Verdict:
     """Run all three checks; the first that disagrees is the complaint."""
     verdict = Verdict()
-    expected, flops = _run(original, inputs)
-    found, flops_left = _run(cut, inputs)
-    verdict.facts["flops_left"] = round(flops_left / max(1, flops), 4)
-    shapes = [tuple(item.shape) for item in expected], [tuple(item.shape) for item in found]
-    if shapes[0] != shapes[1] and not _counts_depend_on_data(original):
-        verdict.complaint = f"output shapes {shapes[1]} instead of {shapes[0]}"
-    elif native:
+    compare_shapes(original, cut, inputs, verdict)
+    if not verdict.complaint and native:
         verdict.complaint = _wrong_parameter(original, cut, plan)
     if not verdict.complaint:
         _compare_masked(original, cut, plan, groups, inputs, verdict)
     return verdict
 
 
-def _run(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], int]:
+def compare_shapes(original: nn.Module, cut: nn.Module, inputs: Inputs, verdict: Verdict) -> None:
+    """Add to the verdict whether `cut` runs and returns the original's shapes, and its share of operations."""
+    expected, flops = run(original, inputs)
+    found, flops_left = run(cut, inputs)
+    verdict.facts["flops_left"] = round(flops_left / max(1, flops), 4)
+    shapes = [tuple(item.shape) for item in expected], [tuple(item.shape) for item in found]
+    if shapes[0] != shapes[1] and not _counts_depend_on_data(original):
+        verdict.complaint = f"output shapes {shapes[1]} instead of {shapes[0]}"
+
+
+def run(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], int]:
     """Outputs in order, and the floating-point operations as PyTorch counts them."""
     counter = FlopCounterMode(display=False)
     call = copy.deepcopy(inputs)
@@ -97,6 +102,11 @@ def _compare_masked(
     except NotApplicableError as reason:
         verdict.facts["masked"] = f"not applicable: {reason}"
         return
+    compare(original, masked, cut, inputs, verdict)
+
+
+def compare(original: nn.Module, masked: nn.Module, cut: nn.Module, inputs: Inputs, verdict: Verdict) -> None:
+    """Add to the verdict whether `cut` gives what `masked` gives: in single precision, and if not so, in double."""
     dtype = torch.float32
     difference, effect = _distances(original, masked, cut, inputs)
     parameters = sum(item.numel() for item in original.parameters())
@@ -105,7 +115,7 @@ def _compare_masked(
         doubled = [copy.deepcopy(model).double() for model in (original, masked, cut)]
         difference, effect = _distances(*doubled, _double(inputs))
     verdict.facts |= {"masked": str(dtype).removeprefix("torch."), "masked_difference": difference, "effect": effect}
-    if difference > TOLERANCE[dtype]:
+    if not difference <= TOLERANCE[dtype]:
         verdict.complaint = f"differs from the masked original by {difference:.1e} of the largest output ({dtype})"
     elif effect < 10 * TOLERANCE[torch.float64]:
         verdict.facts["masked"] = f"vacuous: the cut moved the output by {effect:.1e} only"
@@ -152,7 +162,7 @@ def _distances(original: nn.Module, masked: nn.Module, cut: nn.Module, inputs: I
 
 
 def _floats(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    return [item for item in _run(model, inputs)[0] if item.is_floating_point()]
+    return [item for item in run(model, inputs)[0] if item.is_floating_point()]
 
 
 def _worst(left: list[Tensor], right: list[Tensor]) -> float:
