@@ -1,4 +1,4 @@
-"""Random networks, random plans: `python benchmarks/fuzz.py --count 10000 --seed 0`.
+"""Random networks, random plans: `python -m benchmarks.fuzz --count 10000 --seed 0`.
 
 Every network goes through capture, couple, plan and cut, and is compared with the oracles of
 `secateurs.testing.chain`. Writes `benchmarks/results/fuzz.json` (counts by operator, failures with their shrunk
@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def error_of(program: Program, seed: int) -> str | None:
     """The failure as one line, or None. Catches everything: a crash anywhere in the chain is what is looked for."""
     try:
         run_one(program, seed)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return f"{type(error).__name__}: {str(error)[:600]}"
     return None
 
@@ -125,12 +126,12 @@ def fuzz(count: int, seed: int, size: int, path: Path, say: Callable[[str], None
         program = random_program(own_seed, size=size)
         try:
             tally.add(program, run_one(program, own_seed))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             text = f"{type(error).__name__}: {str(error)[:600]}"
             tally.counts["failed"] += 1
             if kind(text) not in seen:
                 seen.add(kind(text))
-                program = shrink(program, lambda candidate: same_failure(candidate, own_seed, text), attempts=150)
+                program = shrink(program, partial(same_failure, seed=own_seed, wanted=text), attempts=150)
                 text = error_of(program, own_seed) or text
                 seen.add(kind(text))
             tally.failures.append({"number": number, "seed": own_seed, "error": text, "program": repr(program)})

@@ -233,7 +233,7 @@ def test_pixel_shuffle():
     report = cut_half(Chain(nn.PixelShuffle(2), width=16, middle=4), image())
     assert counts(report) == (4, 4)
     units = report.units("conv1.weight", 0)
-    assert [unit for unit in units[::4]] == report.units("conv2.weight", 1)
+    assert units[::4] == report.units("conv2.weight", 1)
     assert units[0] == units[1] == units[2] == units[3] != units[4]
 
 
@@ -570,7 +570,7 @@ def test_multihead_attention_module():
 
 
 def test_head_dim_divided_in_forward():
-    """`head_dim = width // num_heads` computed in `forward`: wrong, and silent, once heads are gone and width is not."""
+    """`head_dim = width // num_heads` computed in `forward`: silently wrong once heads are gone and width is not."""
 
     class Attention(nn.Module):
         def __init__(self, width: int, heads: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +13,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import secateurs as sec
-from secateurs.testing.chain import all_kept, check_chain, check_outputs, named_tensors, random_kept
+from benchmarks.fuzz import Tally, fuzz
+from secateurs.testing.chain import all_kept, check_chain, check_dead, check_outputs, named_tensors, random_kept
 from secateurs.testing.networks import Program, random_network, random_program
 from secateurs.testing.shrinking import shrink
 from secateurs.testing.strategies import networks
 
 torch.set_num_threads(1)
+
+pytestmark = pytest.mark.medium
 
 fixed = settings(derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
 
@@ -146,6 +147,15 @@ def test_oracle_notices_a_channel_that_leaks():
         check_outputs(model, wrong, removed, inputs)
 
 
+def test_oracle_notices_a_removal_that_is_still_read():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 2, 1)).double().eval()
+    inputs = (torch.randn(2, 3, 4, 4, dtype=torch.float64),)
+    whole = {"0.weight": {0: (3,)}, "0.bias": {0: (3,)}, "2.weight": {1: (3,)}}
+    assert check_dead(model, whole, inputs)
+    with pytest.raises(AssertionError, match="still reads"):
+        check_dead(model, {**whole, "2.weight": {1: (2,)}}, inputs)
+
+
 def test_shrinking_keeps_only_what_fails():
     program = next(
         p for p in map(random_program, range(1000)) if len(p.steps) > 4 and any(s.op == "conv2d" for s in p.steps)
@@ -155,12 +165,16 @@ def test_shrinking_keeps_only_what_fails():
     assert small.steps[0].pick == () and small.seed == 0
 
 
-@pytest.mark.slow
-def test_ten_thousand_networks(tmp_path):
-    script = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-    result = subprocess.run(
-        [sys.executable, str(script), "--count", "10000", "--seed", "0", "--out", str(tmp_path / "fuzz.json")],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+def test_fuzzing_resumes_where_it_was_stopped(tmp_path):
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    fuzz(40, 5, 4, whole, lambda text: None)
+    tally = Tally()
+    fuzz(15, 5, 4, parts, lambda text: None)
+    half = json.loads(parts.read_text())
+    parts.with_suffix(".running.json").write_text(json.dumps(half))
+    fuzz(40, 5, 4, parts, lambda text: None)
+    one, two = json.loads(whole.read_text()), json.loads(parts.read_text())
+    assert one.keys() == tally.as_json(5, 0).keys()
+    for key in ("networks", "counts", "networks_by_operator", "failures"):
+        assert one[key] == two[key], key
+    assert one["failures"] == []

@@ -5,7 +5,7 @@ removal, cuts, and raises `AssertionError` with the two sides that disagree wher
 
 - an index belongs to two groups, or the caller's model changed by one bit;
 - a cut parameter's shape is not the original's minus what the plan removed;
-- the cut model's outputs differ from those of `masked_original`;
+- the cut model's outputs differ from those of `masked_original`, or the latter still reads what was removed;
 - the plan's predicted counts are not those of the cut model.
 """
 
@@ -25,7 +25,7 @@ import secateurs as sec
 from secateurs.capture.graph import Graph
 from secateurs.choose.plan import Plan
 from secateurs.couple.group import Groups
-from secateurs.testing.oracle import Unanswerable, masked_leaf, masked_original
+from secateurs.testing.oracle import Removed, Unanswerable, masked_leaf, masked_original
 
 TOLERANCE = 1e-9
 """Largest difference allowed in double precision, relative to the largest output (at least 1)."""
@@ -116,10 +116,12 @@ def check_chain(
     groups = sec.couple(graph, unit=unit)
     check_disjoint(graph, groups)
     plan = sec.plan(graph, groups, keep=keep(groups))
+    removed = of_model(graph, plan.removed)
+    check_dead(model, removed, inputs)
     result = sec.cut_detailed(model, plan, inputs)
     check_untouched(model, before)
-    check_shapes(model, result.model, plan.removed)
-    compared = check_outputs(model, result.model, plan.removed, inputs)
+    check_shapes(model, result.model, removed)
+    compared = check_outputs(model, result.model, removed, inputs)
     check_counts(result.model, plan, inputs)
     return ChainReport(graph, groups, plan, result.model, result.form, compared)
 
@@ -172,7 +174,7 @@ def check_disjoint(graph: Graph, groups: Groups) -> None:
                 assert owner.setdefault(key, group.name) == group.name, f"{key} is in `{owner[key]}` and `{group.name}`"
 
 
-def check_shapes(model: nn.Module, small: nn.Module, removed: Mapping[str, Mapping[int, tuple[int, ...]]]) -> None:
+def check_shapes(model: nn.Module, small: nn.Module, removed: Removed) -> None:
     """Each tensor of the cut model is the original's without the removed indices; checked by name."""
     cut = named_tensors(small)
     for name, dims in removed.items():
@@ -189,22 +191,43 @@ def check_shapes(model: nn.Module, small: nn.Module, removed: Mapping[str, Mappi
         assert torch.equal(now, expected), f"`{name}` is not the slice that the plan keeps"
 
 
-def check_outputs(model: nn.Module, small: nn.Module, removed: Any, inputs: tuple[Tensor, ...]) -> bool:
+def of_model(graph: Graph, removed: Removed) -> Removed:
+    """What is removed from parameters and buffers; tensors that the model makes while it runs are left out."""
+    return {name: dims for name, dims in removed.items() if graph.leaf(name).kind != "constant"}
+
+
+def check_dead(model: nn.Module, removed: Removed, inputs: tuple[Tensor, ...]) -> bool:
+    """The masked original does not depend on what it holds at removed indices; needs no cut model. False: no answer."""
+    try:
+        masked, scrambled = masked_original(model, removed), masked_original(model, removed, scramble=0)
+    except Unanswerable:
+        return False
+    compare(masked, scrambled, inputs, "still reads what was removed: it differs by {} once that is random")
+    return True
+
+
+def check_outputs(model: nn.Module, small: nn.Module, removed: Removed, inputs: tuple[Tensor, ...]) -> bool:
     """Outputs equal the masked original's; False where the oracle has no answer."""
     try:
         masked = masked_original(model, removed)
     except Unanswerable:
         return False
+    compare(masked, small.eval(), inputs, "differs by {} from the masked original")
+    return True
+
+
+def compare(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...], complaint: str) -> None:
+    """The two modules return the same structure, shapes and, within `TOLERANCE`, numbers."""
     with torch.no_grad():
-        wanted, spec = pytree.tree_flatten(masked(*inputs))
-        got, got_spec = pytree.tree_flatten(small.eval()(*inputs))
+        wanted, spec = pytree.tree_flatten(one(*inputs))
+        got, got_spec = pytree.tree_flatten(two(*inputs))
     assert got_spec == spec, f"the cut model returns {got_spec}, the original {spec}"
     for number, (a, b) in enumerate(zip(wanted, got, strict=True)):
         assert a.shape == b.shape, f"output {number}: shape {tuple(b.shape)}, original {tuple(a.shape)}"
-        difference = float((a - b).abs().max()) if a.numel() else 0.0
-        scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
-        assert difference <= TOLERANCE * scale, f"output {number} differs by {difference:.3g} from the masked original"
-    return True
+        if a.numel():
+            difference = float((a - b).abs().max())
+            scale = max(1.0, float(a.abs().max()))
+            assert difference <= TOLERANCE * scale, f"output {number} {complaint.format(f'{difference:.3g}')}"
 
 
 def check_counts(small: nn.Module, plan: Plan, inputs: tuple[Tensor, ...]) -> None:

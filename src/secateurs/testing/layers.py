@@ -213,6 +213,21 @@ class Concat(nn.Module):
         return torch.cat([m if m.shape[-2:] == self.size else F.adaptive_avg_pool2d(m, self.size) for m in maps], dim=1)
 
 
+class MaxOut(nn.Module):
+    """The larger of every two neighbouring channels, [B, C, H, W] -> [B, C / 2, H, W]; `probe` as in `PooledGate`."""
+
+    probe: Tensor | None
+
+    def __init__(self, channels: int | None = None) -> None:
+        super().__init__()
+        self.register_buffer("probe", None if channels is None else torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.probe is None else x * self.probe
+        batch, count, height, width = x.shape
+        return x.view(batch, count // 2, 2, height, width).amax(2)
+
+
 class Modulate(nn.Module):
     """A map times a gate per channel computed from a vector: conditioning, class-conditional gates."""
 

@@ -267,15 +267,9 @@ def gated_half(pick: Picks, x: Spot) -> nn.Module | None:
     return layers.Apply(F.glu, 1) if x.channels % 2 == 0 else None
 
 
-def maximum_of_pairs(x: Tensor) -> Tensor:
-    """Maxout: [B, C, H, W] viewed as C/2 pairs, the larger of each pair."""
-    batch, count, height, width = x.shape
-    return x.view(batch, count // 2, 2, height, width).amax(2)
-
-
 @op("map")
 def maxout(pick: Picks, x: Spot) -> nn.Module | None:
-    return layers.Apply(maximum_of_pairs) if x.channels % 2 == 0 else None
+    return layers.MaxOut(pick([None, x.channels])) if x.channels % 2 == 0 else None
 
 
 @op("map")

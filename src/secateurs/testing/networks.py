@@ -48,13 +48,16 @@ COMMON = ("conv2d", "conv2d", "conv2d", "conv1d", "linear", "depthwise", "merge"
 """Drawn more often than the rest, as in real networks."""
 
 WIRING = ("again", "tied")
-"""Steps that reuse what is there: the same module called once more; a new layer that shares an earlier layer's weight."""
+"""Steps that reuse what is there: the same module called again; a new layer that shares an earlier one's weight."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator. `on[i]` chooses its i-th source, counted back from the newest value of a kind that it takes;
-    `pick` are its choices in the order in which its builder makes them. Missing numbers are 0."""
+    """One operator.
+
+    `on[i]` chooses its i-th source, counted back from the newest value of a kind that it takes; `pick` are its choices
+    in the order in which its builder makes them. Missing numbers are 0.
+    """
 
     op: str
     on: tuple[int, ...] = ()
@@ -181,7 +184,7 @@ class _Builder:
                 return
 
     def tied(self, number: int, step: Step) -> None:
-        """A new linear layer or convolution that shares an earlier one's weight (an embedding's, for a linear layer)."""
+        """A new linear layer or convolution around an earlier one's weight (an embedding's, for a linear layer)."""
         source = self.source(tuple(AXIS), step.on[0] if step.on else 0)
         if source is None:
             return
@@ -232,8 +235,11 @@ def _example(spot: Spot, generator: torch.Generator) -> Tensor:
 
 
 def randomize(model: nn.Module, generator: torch.Generator) -> None:
-    """Fills every parameter and floating buffer, so that nothing is zero or one by initialisation: matrices and kernels
-    normal with variance 1/fan-in, scales and variances in [0.5, 1.5], the rest normal with deviation 0.3."""
+    """Fills every parameter and floating buffer, so that nothing is zero or one by initialisation.
+
+    Matrices and kernels are normal with variance 1/fan-in, scales and variances uniform in [0.5, 1.5], the rest normal
+    with deviation 0.3.
+    """
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if not tensor.is_floating_point():

@@ -25,12 +25,17 @@ class Unanswerable(Exception):
     """The oracle cannot know which channels reach a layer, because no leaf of that layer has an axis of channels."""
 
 
-def masked_original(model: nn.Module, removed: Removed) -> nn.Module:
+def masked_original(model: nn.Module, removed: Removed, *, scramble: int | None = None) -> nn.Module:
     """A copy of `model` in double precision that ignores the indices in `removed` (any name of a tied leaf will do).
+
+    With `scramble`, a seed, whatever the copy holds at removed indices and still computes with is random: if what was
+    removed is truly dead, its output does not change.
 
     Raises `Unanswerable` for a network with a reduction over channels that has no probe.
     """
     masked = copy.deepcopy(model).double().eval()
+    if scramble is not None:
+        _scramble(masked, removed, torch.Generator().manual_seed(scramble))
     by_tensor = {id(masked_leaf(masked, name)): dims for name, dims in removed.items()}
 
     def gone(tensor: Tensor | None, dim: int) -> list[int]:
@@ -42,6 +47,17 @@ def masked_original(model: nn.Module, removed: Removed) -> nn.Module:
         for module in masked.modules():
             _ignore(module, gone)
     return masked
+
+
+def _scramble(model: nn.Module, removed: Removed, generator: torch.Generator) -> None:
+    """Uniform numbers in [0.5, 1.5] (variances stay positive) at every removed index."""
+    with torch.no_grad():
+        for name, dims in removed.items():
+            leaf = masked_leaf(model, name)
+            noise = torch.rand(leaf.shape, generator=generator, dtype=leaf.dtype) + 0.5
+            for dim, indices in dims.items():
+                places = torch.tensor(indices, dtype=torch.long)
+                leaf.index_copy_(dim, places, noise.index_select(dim, places))
 
 
 def masked_leaf(model: nn.Module, name: str) -> Tensor:
@@ -94,13 +110,12 @@ def _replace_statistics(root: nn.Module, path: str, module: nn.Module, gone: Gon
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
         assert module.weight is not None
         new = _KeptNorm(module, _kept(module.weight, gone(module.weight, 0)))
-    elif isinstance(module, layers.ProbedReduction):
-        new = _KeptReduction(module, _kept(module.probe, gone(module.probe, 0)))
-    elif isinstance(module, (layers.PooledGate, layers.NeighbourGate)):
-        if module.probe is None:
-            raise Unanswerable(f"{type(module).__name__} at {path!r} has no probe")
-        kind = _KeptPooledGate if isinstance(module, layers.PooledGate) else _KeptNeighbourGate
-        new = kind(module, _kept(module.probe, gone(module.probe, 0)))
+    for kind, replacement in _PROBED.items():
+        if isinstance(module, kind):
+            probe = getattr(module, "probe", None)
+            if probe is None:
+                raise Unanswerable(f"{type(module).__name__} at {path!r} has no probe")
+            new = replacement(module, _kept(probe, gone(probe, 0)))
     if new is not None:
         owner, _, last = path.rpartition(".")
         setattr(root.get_submodule(owner), last, new)
@@ -170,3 +185,21 @@ class _KeptNeighbourGate(_Kept):
         gates = torch.ones_like(x[:, :, 0, 0])
         gates[:, self.kept] = torch.sigmoid(F.conv1d(means[:, None], self.inner.conv.weight, padding=1))[:, 0]
         return x * gates[:, :, None, None]
+
+
+class _KeptMaxOut(_Kept):
+    """The larger of the kept ones of every two channels; 0 where neither is kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.full_like(x, -torch.inf)
+        seen[:, self.kept] = (x * self.inner.probe)[:, self.kept]
+        larger = torch.maximum(seen[:, ::2], seen[:, 1::2])
+        return torch.where(larger == -torch.inf, 0.0, larger)
+
+
+_PROBED: dict[type[nn.Module], type[_Kept]] = {
+    layers.ProbedReduction: _KeptReduction,
+    layers.PooledGate: _KeptPooledGate,
+    layers.NeighbourGate: _KeptNeighbourGate,
+    layers.MaxOut: _KeptMaxOut,
+}

@@ -9,7 +9,7 @@ from secateurs.testing.networks import OUTPUTS, Program, Step
 
 
 def shrink(program: Program, fails: Callable[[Program], bool], *, attempts: int = 400) -> Program:
-    """The smallest program found by deleting steps and inputs and lowering numbers; calls `fails` up to `attempts` times."""
+    """The smallest program found by deleting steps and inputs and lowering numbers, in at most `attempts` trials."""
     tried = {program}
     improved = True
     while improved:
