@@ -1,0 +1,41 @@
+"""Secateurs cuts a trained network to fit the device it will run on, and proves what the cut did."""
+
+from secateurs._version import __version__
+from secateurs.base.errors import (
+    ArtifactError,
+    BudgetError,
+    CaptureError,
+    DeviceError,
+    InputError,
+    PlanError,
+    ProofError,
+    RecipeError,
+    SecateursError,
+    TrainError,
+    UnknownNameError,
+)
+from secateurs.capture import Graph, capture
+from secateurs.choose import Budget, Plan, choose, plan
+from secateurs.cost import Cost, count
+from secateurs.couple import ChannelGroup, Groups, couple
+from secateurs.cut import CutResult, cut, cut_detailed
+from secateurs.deliver.artifact import load, save
+from secateurs.deliver.onnx import export_onnx
+from secateurs.device import Comparison, Measurement, compare, measure
+from secateurs.prune import prune
+from secateurs.names import names as list  # noqa: A004
+from secateurs.report.result import Result
+from secateurs.score import score
+from secateurs.train.config import FineTune
+from secateurs.train.distill import Distill
+from secateurs.train.finetune import finetune
+from secateurs.train.optimizer import cut_optimizer
+from secateurs.train.recalibrate import recalibrate
+
+__all__ = [
+    "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
+    "DeviceError", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan", "PlanError",
+    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__", "capture",
+    "choose", "compare", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list",
+    "load", "measure", "plan", "prune", "recalibrate", "save", "score",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What every room needs: errors, registries, units, seeds, files that are written whole or not at all."""

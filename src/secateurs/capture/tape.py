@@ -1,0 +1,184 @@
+"""The tape: every ATen operator that a model calls, written down while it runs.
+
+The tape sits at PyTorch's pre-dispatch level, where composite operators such as `conv2d`, `linear` and
+`scaled_dot_product_attention` have not been taken apart yet. That is the level `torch.export` works at, so both give the
+same operators; `docs/decisions.md` says why this house records them itself.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.schema_check_mode import SchemaCheckMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateurs.base.errors import CaptureError, explain
+from secateurs.capture.graph import Decision, Node, Ref, Value
+
+_OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+
+
+@dataclass
+class Tape:
+    """What has been written so far."""
+
+    nodes: list[Node] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+    found: dict[int, Tensor] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    replay: tuple[Decision, ...] | None = None
+    module_path: list[str] = field(default_factory=list)
+    _index_of: dict[int, int] = field(default_factory=dict)
+    _alive: list[Any] = field(default_factory=list)
+
+    def value_of(self, tensor: Tensor) -> int | None:
+        """The number of this tensor, or None if the tape has not seen it."""
+        return self._index_of.get(id(tensor))
+
+    def add_value(self, tensor: Tensor, producer: int | None) -> int:
+        """Give the tensor the next number; from now on this object is that value."""
+        index = len(self.values)
+        storage = tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -1 - index
+        self.values.append(Value(index, tuple(int(n) for n in tensor.shape), tensor.dtype, producer, storage))
+        self._index_of[id(tensor)] = index
+        self._alive.append(tensor)
+        return index
+
+    def read(self, tree: Any) -> Any:
+        """Arguments with tensors replaced by `Ref`; tensors never seen before are noted in `found`."""
+        if isinstance(tree, Tensor):
+            index = self.value_of(tree)
+            if index is None:
+                index = self.add_value(tree, None)
+                self.found[index] = tree
+            return Ref(index)
+        if isinstance(tree, (list, tuple)):
+            items = [self.read(item) for item in tree]
+            return items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, Mapping):
+            return {key: self.read(item) for key, item in tree.items()}
+        if isinstance(tree, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise CaptureError(explain("A size depends on data", evidence=str(tree)))
+        return tree
+
+    def write(self, op: str, args: Any, kwargs: Any, result: Any) -> None:
+        """Append one call."""
+        arguments, keywords = self.read(tuple(args)), self.read(dict(kwargs))
+        listed = isinstance(result, (list, tuple))
+        flat = list(result) if listed else [result]
+        if not any(isinstance(item, Tensor) for item in flat):
+            return
+        index = len(self.nodes)
+        outputs = tuple(self.add_value(item, index) if isinstance(item, Tensor) else None for item in flat)
+        path = self.module_path[-1] if self.module_path else ""
+        self.nodes.append(Node(index, op, arguments, keywords, outputs, listed, path, _user_line()))
+
+
+class TapeMode(SchemaCheckMode):
+    """Dispatch mode that runs each operator and writes it on the tape.
+
+    PyTorch admits three kinds of mode on its pre-dispatch stack; this one takes the place of its schema checker, which
+    is never active in a capture.
+    """
+
+    def __init__(self, tape: Tape, decisions: bool) -> None:
+        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
+        self.tape = tape
+        self.decisions = decisions
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = str(func)
+        deciding = self.decisions and _decides(func, args, kwargs)
+        if deciding and self.tape.replay is not None and self._expects(op):
+            result = replayed(self.tape.replay[len(self.tape.decisions)], lambda: func(*args, **kwargs))
+        else:
+            result = func(*args, **kwargs)
+        flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
+        if deciding and any(is_discrete(item) for item in flat):
+            outputs = tuple(item.detach().clone() if isinstance(item, Tensor) else item for item in flat)
+            self.tape.decisions.append(Decision(op, len(self.tape.nodes), outputs))
+        self.tape.write(op, args, kwargs, result)
+        return result
+
+    def _expects(self, op: str) -> bool:
+        """Is this operator the next decision to replay?"""
+        replay, turn = self.tape.replay or (), len(self.tape.decisions)
+        return turn < len(replay) and replay[turn].op == op
+
+
+def replayed(decision: Decision, run: Callable[[], Any]) -> Any:
+    """The recorded outputs of a decision; floating-point outputs beside them are computed afresh by `run`."""
+    fresh = tuple(item.clone() if isinstance(item, Tensor) else item for item in decision.outputs)
+    if not all(is_discrete(item) for item in fresh):
+        now = run()
+        flat = tuple(now) if isinstance(now, (list, tuple)) else (now,)
+        fresh = tuple(old if is_discrete(old) else new for old, new in zip(fresh, flat, strict=True))
+    return fresh if len(fresh) != 1 else fresh[0]
+
+
+def is_discrete(item: Any) -> bool:
+    """True for integer and boolean tensors and for Python numbers."""
+    if isinstance(item, Tensor):
+        return not item.dtype.is_floating_point and not item.dtype.is_complex
+    return isinstance(item, (bool, int, float))
+
+
+class ModulePaths:
+    """While active, keeps the path of the module that runs on top of the tape's stack."""
+
+    def __init__(self, model: nn.Module, tape: Tape) -> None:
+        self.paths = {id(module): name for name, module in model.named_modules()}
+        self.tape = tape
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
+            parent = self.tape.module_path[-1] if self.tape.module_path else ""
+            self.tape.module_path.append(self.paths.get(id(module), parent))
+
+        def leave(module: nn.Module, args: Any, result: Any) -> None:
+            self.tape.module_path.pop()
+
+        hooks = torch.nn.modules.module
+        self.handles.append(hooks.register_module_forward_pre_hook(enter))
+        self.handles.append(hooks.register_module_forward_hook(leave, always_call=True))
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def _decides(func: Any, args: Any, kwargs: Any) -> bool:
+    """Could this call turn floating-point data into integers, booleans or Python numbers?"""
+    tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+    return any(item.dtype.is_floating_point for item in tensors) or func in _HOST_READS
+
+
+_HOST_READS = {
+    torch.ops.aten.item.default,
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.is_nonzero.default,
+}
+
+
+def _user_line() -> str:
+    """`file.py:12: code` of the innermost frame that is neither PyTorch's nor ours."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH_FOLDER, _OUR_FOLDER, "<")):
+            code = linecache.getline(name, frame.f_lineno).strip()
+            return f"{os.sep.join(name.split(os.sep)[-2:])}:{frame.f_lineno}" + (f": {code}" if code else "")
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return ""

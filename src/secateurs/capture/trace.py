@@ -1,0 +1,268 @@
+"""`capture`: model + example inputs -> `Graph`.
+
+The model is traced abstractly (fake tensors: shapes without data). If its control flow looks at data, as detectors do,
+one real run is recorded instead, and the graph says so. Either way it runs on a copy of the module tree that shares
+the tensors, in eval mode, without gradients, so nothing of the caller's changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import _pytree as pytree
+
+from secateurs.base.errors import CaptureError, InputError, explain
+from secateurs.capture.fold import fold_constants
+from secateurs.capture.graph import Decision, Graph, Input, Leaf
+from secateurs.capture.tape import ModulePaths, Tape, TapeMode
+
+How = Literal["auto", "traced", "recorded"]
+
+_LOOKS_AT_DATA = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+    GuardOnDataDependentSymNode,
+)
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    how: How = "auto",
+    replay: tuple[Decision, ...] | None = None,
+) -> Graph:
+    """Run `model` once on `example_inputs` and return what it did.
+
+    `example_inputs` is a tensor or a tuple of positional arguments, `kwargs` the keyword arguments; each may nest
+    tensors in lists, tuples and dicts. `how="traced"` insists on an abstract run, `"recorded"` on a real one, `"auto"`
+    traces and falls back to recording, which the graph's `how` and `notes` then say. With `replay`, a recorded run
+    follows these decisions in place of its own.
+
+    Raises `InputError` when `model` is not a module, its parameters are not finite or the inputs hold no tensor, and
+    `CaptureError` when the model itself fails on the inputs.
+    """
+    args, keywords = check_inputs(model, example_inputs, kwargs)
+    if how != "recorded":
+        try:
+            return _run(model, args, keywords, real=False, replay=None)
+        except _LOOKS_AT_DATA as error:
+            reason = str(error).strip().split("\n")[0]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        if how == "traced":
+            raise CaptureError(
+                explain("The model cannot be traced without data", evidence=reason, next_step="use how='recorded'")
+            )
+        note = f"recorded from one real run because tracing stopped: {reason[:300]}"
+    else:
+        note = "recorded from one real run, as asked"
+    try:
+        return _run(model, args, keywords, real=True, replay=replay, note=note)
+    except CaptureError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in pytree.tree_leaves((args, keywords)) if isinstance(t, Tensor))
+        raise CaptureError(
+            explain(
+                f"{type(model).__name__} fails on the example inputs: {type(error).__name__}: {str(error)[:500]}",
+                evidence=f"inputs of shape {shapes}",
+                next_step="call the model once with these inputs yourself, then pass the same ones",
+            )
+        ) from error
+
+
+def check_inputs(
+    model: Any, example_inputs: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments in canonical form. Raises `InputError` on what can not be a model call."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            explain(
+                f"The model is a {type(model).__name__}, not a torch.nn.Module",
+                next_step="pass an instance of nn.Module",
+            )
+        )
+    args = example_inputs if isinstance(example_inputs, tuple) else () if example_inputs is None else (example_inputs,)
+    keywords = dict(kwargs or {})
+    if not any(isinstance(item, Tensor) for item in pytree.tree_leaves((args, keywords))):
+        raise InputError(
+            explain(
+                "The example inputs hold no tensor",
+                evidence=f"got {type(example_inputs).__name__}",
+                next_step="pass a tensor, or a tuple with the model's positional arguments",
+            )
+        )
+    for name, parameter in model.named_parameters():
+        finite = parameter.device.type == "meta" or bool(torch.isfinite(parameter.detach().sum()))
+        if not finite and not bool(torch.isfinite(parameter.detach()).all()):
+            bad = int((~torch.isfinite(parameter.detach())).sum())
+            raise InputError(
+                explain(
+                    "The model has weights that are not finite",
+                    where=f"`{name}`",
+                    evidence=f"{bad} of {parameter.numel()} values are nan or inf",
+                    next_step="load sound weights first; a cut can not be proven on these",
+                )
+            )
+    return args, keywords
+
+
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    real: bool,
+    replay: tuple[Decision, ...] | None,
+    note: str = "",
+) -> Graph:
+    twin = share_tensors(model)
+    tape = Tape(replay=replay)
+    kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()} if real else {}
+    fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with _quiet_run(twin), fake or _nothing(), enable_python_dispatcher():
+            if fake is not None:
+                args, kwargs = pytree.tree_map_only(Tensor, lambda t: fake.from_tensor(t), (args, kwargs))
+            else:
+                args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+            inputs = _number_inputs(tape, model, args, kwargs)
+            with ModulePaths(twin, tape), TapeMode(tape, decisions=real):
+                result = twin(*args, **kwargs)
+            output = tape.read(plain_output(result))
+    finally:
+        with torch.no_grad():
+            for name, buffer in twin.named_buffers():
+                if name in kept and buffer.shape == kept[name].shape:
+                    buffer.copy_(kept[name])
+    leaves, constants = _name_leaves(twin, tape)
+    graph = Graph(
+        nodes=tuple(tape.nodes),
+        values=tuple(tape.values),
+        leaves=leaves,
+        inputs=inputs,
+        output=output,
+        unread=_unread(twin, leaves),
+        constants=constants,
+        decisions=tuple(tape.decisions),
+        modules={name: type(module).__name__ for name, module in twin.named_modules()},
+        how="recorded" if real else "traced",
+        notes=(note,) if note else (),
+    )
+    if not graph.outputs:
+        raise CaptureError(explain("The model returns no tensor", evidence=f"it returned a {type(result).__name__}"))
+    tensors = {leaf.value: tape.found[leaf.value] for leaf in leaves}
+    return fold_constants(graph, tensors)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _quiet_run(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused attention fast path; everything restored afterwards."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def share_tensors(model: nn.Module) -> nn.Module:
+    """A deep copy of the module tree whose tensors are the original's own."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, Tensor):
+                memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def plain_output(result: Any) -> Any:
+    """The model's result in tuples, lists and dicts, so that it can be stored as JSON."""
+    if isinstance(result, Tensor) or result is None or isinstance(result, (bool, int, float, str)):
+        return result
+    if isinstance(result, Mapping):
+        return {str(key): plain_output(item) for key, item in result.items()}
+    if isinstance(result, tuple):
+        return tuple(plain_output(item) for item in result)
+    if isinstance(result, list):
+        return [plain_output(item) for item in result]
+    if hasattr(result, "__dataclass_fields__"):
+        return {name: plain_output(getattr(result, name)) for name in result.__dataclass_fields__}
+    parts, _ = pytree.tree_flatten(result)
+    tensors = [item for item in parts if isinstance(item, Tensor)]
+    return [plain_output(item) for item in tensors]
+
+
+def _number_inputs(tape: Tape, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Input, ...]:
+    names: list[Input] = []
+    parameters = _positional_names(model, len(args))
+    for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
+        if isinstance(leaf, Tensor):
+            place = path[1:]
+            first = parameters[path[1].idx] if path[0].idx == 0 else str(path[1].key)  # type: ignore[union-attr]
+            names.append(Input(first + pytree.keystr(place[1:]), tape.add_value(leaf, None)))
+    return tuple(names)
+
+
+def _positional_names(model: nn.Module, count: int) -> list[str]:
+    """Names of the first `count` positional parameters of `forward`, numbered where it takes `*args`."""
+    names = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
+
+
+def _unread(model: nn.Module, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
+    """Parameters and buffers that no operator read."""
+    read = {name for leaf in leaves for name in leaf.names}
+    rest: list[Leaf] = []
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            if name not in read:
+                rest.append(Leaf(name, (name,), kind, -1, tuple(tensor.shape), tensor.dtype))  # type: ignore[arg-type]
+    return tuple(rest)
+
+
+def _name_leaves(model: nn.Module, tape: Tape) -> tuple[tuple[Leaf, ...], dict[str, Tensor]]:
+    """Leaves for every tensor that the run read and did not make, by identity."""
+    names: dict[int, list[str]] = {}
+    kinds: dict[int, Literal["parameter", "buffer", "constant"]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+        kinds[id(tensor)] = "parameter"
+    for name, tensor in model.named_buffers(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+        kinds.setdefault(id(tensor), "buffer")
+    leaves: list[Leaf] = []
+    constants: dict[str, Tensor] = {}
+    for index, tensor in tape.found.items():
+        kind = kinds.get(id(tensor), "constant")
+        alias = tuple(names.get(id(tensor), (f"constant.{len(constants)}",)))
+        if kind == "constant":
+            if isinstance(tensor, FakeTensor):
+                raise CaptureError(explain("The model makes a tensor that tracing can not see", evidence=str(tensor)))
+            constants[alias[0]] = tensor.detach().clone()
+        leaves.append(Leaf(alias[0], alias, kind, index, tuple(tensor.shape), tensor.dtype))
+    return tuple(leaves), constants

@@ -1,0 +1,187 @@
+"""`choose`: groups + scores + budget -> `Plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from secateurs.base.errors import BudgetError, InputError, PlanError, explain
+from secateurs.capture.graph import Graph
+from secateurs.choose.budget import Budget
+from secateurs.choose.plan import GroupDecision, Plan
+from secateurs.choose.search import SEARCHES, kept_at
+from secateurs.choose.widths import Widths
+from secateurs.cost.predict import CostModel
+from secateurs.couple.group import Bools, ChannelGroup, Groups
+
+
+def choose(
+    graph: Graph,
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    budget: Budget,
+    *,
+    search: str = "global",
+    multiple: int = 1,
+    min_width: int = 1,
+    floor: float = 0.0,
+    criterion: str = "",
+    seed: int = 0,
+) -> Plan:
+    """The largest network within `budget` that the search finds; the lowest-scored units go.
+
+    `multiple`, `min_width` (channels) and `floor` (fraction) bound every group's width, see `Widths`. With
+    `Budget(channels=f)` exactly `floor((1-f)*n + 0.5)` of the n units of every group go, before rounding to `multiple`;
+    any other limit is then met by the search within that.
+
+    Raises `BudgetError` when the budget can not be reached (it states the minimum and what holds it), `InputError` when
+    scores are missing or of the wrong size, `UnknownNameError` for an unknown search.
+    """
+    if graph.hash != groups.graph.hash:
+        raise PlanError(
+            explain("The groups belong to another graph", evidence=f"{groups.graph.hash[:12]} is not {graph.hash[:12]}")
+        )
+    rows = _check_scores(groups, scores)
+    widths = Widths(multiple, min_width, floor)
+    find = SEARCHES[search]
+    if not groups.free:
+        raise BudgetError(_nothing_free(groups))
+    model = CostModel(groups)
+    whole = np.ones(groups.units, dtype=np.bool_)
+    limits = budget.absolute(model.counts(whole))
+    order = {name: np.argsort(row, kind="stable") for name, row in rows.items()}
+
+    def alive(keep: dict[str, int]) -> Bools:
+        return groups.alive({name: order[name][order[name].size - units :].tolist() for name, units in keep.items()})
+
+    def fits(keep: dict[str, int]) -> bool:
+        state = alive(keep)
+        return all(model.metric(metric, state) <= limit for metric, limit in limits.items())
+
+    keep = {group.name: group.size for group in groups.free}
+    if budget.channels is not None:
+        keep = {group.name: kept_at(group.size, budget.channels, group, widths) for group in groups.free}
+    if not fits(keep):
+        smallest = {group.name: widths.least(group) for group in groups.free}
+        if not fits(smallest):
+            raise BudgetError(_unreachable(groups, model, limits, alive(smallest)))
+        found = find(groups, rows, widths, fits)
+        keep = {name: min(units, found[name]) for name, units in keep.items()}
+    kept = {name: tuple(sorted(order[name][order[name].size - units :].tolist())) for name, units in keep.items()}
+    return plan(
+        graph, groups, kept, scores=rows, model=model, widths=widths,
+        criterion=criterion, search=search, budget=str(budget), seed=seed,
+    )  # fmt: skip
+
+
+def plan(
+    graph: Graph,
+    groups: Groups,
+    keep: Mapping[str, Sequence[int]],
+    *,
+    scores: Mapping[str, np.ndarray] | None = None,
+    model: CostModel | None = None,
+    widths: Widths | None = None,
+    criterion: str = "",
+    search: str = "",
+    budget: str = "",
+    seed: int = 0,
+) -> Plan:
+    """The plan that keeps exactly these units of the named groups and everything else.
+
+    Raises `UnknownNameError` for a group that does not exist and `PlanError` for a group that is frozen, would be left
+    empty, or has no such unit.
+    """
+    for name, units in keep.items():
+        _check_kept(groups[name], units)
+    alive = groups.alive(keep)
+    model = model or CostModel(groups)
+    removed: dict[str, dict[int, tuple[int, ...]]] = {}
+    for leaf in graph.leaves:
+        for dim in range(len(leaf.shape)):
+            kept = groups.kept(leaf.value, dim, alive)
+            if kept is not None and kept.size < leaf.shape[dim]:
+                gone = np.setdiff1d(np.arange(leaf.shape[dim]), kept)
+                removed.setdefault(leaf.name, {})[dim] = tuple(gone.tolist())
+    decisions = [_decision(group, keep.get(group.name), scores, widths) for group in groups]
+    whole = np.ones(groups.units, dtype=np.bool_)
+    return Plan(
+        graph_hash=graph.hash, removed=removed, groups=tuple(decisions), before=model.counts(whole),
+        after=model.counts(alive), criterion=criterion, search=search, budget=budget, seed=seed, unit=groups.unit,
+    )  # fmt: skip
+
+
+def _check_kept(group: ChannelGroup, units: Sequence[int]) -> None:
+    problem = ""
+    if group.frozen is not None and len(set(units)) < group.size:
+        problem = f"it is frozen: {group.frozen}"
+    elif not len(units):
+        problem = "nothing of it would be left"
+    elif min(units) < 0 or max(units) >= group.size:
+        problem = f"it has units 0 to {group.size - 1}"
+    if problem:
+        raise PlanError(explain("This can not be planned", where=f"group `{group.name}`", evidence=problem))
+
+
+def _decision(
+    group: ChannelGroup, keep: Iterable[int] | None, scores: Mapping[str, np.ndarray] | None, widths: Widths | None
+) -> GroupDecision:
+    kept = tuple(sorted(keep)) if keep is not None else tuple(range(group.size))
+    if group.frozen is not None:
+        why = group.frozen
+    elif len(kept) == group.size:
+        why = "kept whole: within the budget as it is"
+    else:
+        why = f"kept the {len(kept)} best of {group.size}" if scores else f"kept {len(kept)} of {group.size} as asked"
+        if widths is not None and len(kept) == widths.least(group):
+            why += ", the least allowed"
+        elif widths is not None and widths.step(group) > 1:
+            why += f", in steps of {widths.step(group)}"
+    if group.inexact_because is not None and group.frozen is None:
+        why += f"; the rest changes a little: {group.inexact_because}"
+    row = () if scores is None or group.name not in scores else tuple(float(x) for x in scores[group.name])
+    return GroupDecision(group.name, group.size, kept, why, row)
+
+
+def _check_scores(groups: Groups, scores: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    rows: dict[str, np.ndarray] = {}
+    for group in groups.free:
+        row = scores.get(group.name)
+        if row is None or tuple(row.shape) != (group.size,):
+            shape = None if row is None else tuple(row.shape)
+            raise InputError(
+                explain(
+                    "The scores do not fit the groups",
+                    where=f"group `{group.name}`",
+                    evidence=f"{group.size} units, scores of shape {shape}",
+                    next_step="use the scores that sec.score gives for these groups",
+                )
+            )
+        rows[group.name] = row.detach().to("cpu").double().numpy()
+    return rows
+
+
+def _nothing_free(groups: Groups) -> str:
+    why = "; ".join(f"`{group.name}`: {group.frozen}" for group in groups.frozen[:5])
+    return explain(
+        "Nothing of this model can be removed", evidence=why or "it has no channels", next_step="see sec.couple(graph)"
+    )
+
+
+def _unreachable(groups: Groups, model: CostModel, limits: Mapping[str, float], least: Bools) -> str:
+    missed = {m: (model.metric(m, least), limit) for m, limit in limits.items() if model.metric(m, least) > limit}
+    whole = np.ones(groups.units, dtype=np.bool_)
+    parts = [
+        f"{metric}: at least {low:,} ({low / max(model.metric(metric, whole), 1):.1%} of the original), asked for {limit:,.0f}"
+        for metric, (low, limit) in missed.items()
+    ]
+    held = sorted(model.macs_by_node(least).items(), key=lambda item: -item[1])[:3]
+    holders = "; ".join(f"{groups.graph.nodes[node].where} keeps {macs:,} MACs" for node, macs in held)
+    frozen = "; ".join(f"`{group.name}` is frozen: {group.frozen}" for group in groups.frozen[:3])
+    return explain(
+        "The budget can not be reached",
+        evidence="; ".join([*parts, holders, frozen]),
+        next_step="raise the budget, lower multiple, min_width or floor, or exclude less",
+    )

@@ -1,0 +1,119 @@
+"""`count`: what one network costs, in total, by module and by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from secateurs.capture.graph import Graph
+from secateurs.capture.trace import capture
+from secateurs.cost.terms import terms
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one run on inputs of the given shape.
+
+    `macs`: multiply-accumulates (see `cost/terms.py` for the definition). `params`: parameters, tied ones once.
+    `bytes`: parameters and buffers. `peak_memory`: bytes of the largest set of activations that are alive at once,
+    inputs included, weights not; views share memory.
+    """
+
+    macs: int
+    params: int
+    bytes: int
+    peak_memory: int
+    modules: Mapping[str, int] = field(default_factory=dict)
+    ops: Mapping[str, int] = field(default_factory=dict)
+    module_params: Mapping[str, int] = field(default_factory=dict)
+
+    def by_module(self) -> dict[str, int]:
+        """MACs by module path, in the order in which they run."""
+        return dict(self.modules)
+
+    def by_op(self) -> dict[str, int]:
+        """MACs by operator, most first."""
+        return dict(sorted(self.ops.items(), key=lambda item: -item[1]))
+
+    def table(self) -> str:
+        """MACs and parameters by module, as text."""
+        width = max([len(name) for name in self.modules] + [6])
+        lines = [f"{'module':<{width}} {'MACs':>16} {'parameters':>14}"]
+        for name, macs in self.modules.items():
+            lines.append(f"{name:<{width}} {macs:>16,} {self.module_params.get(name, 0):>14,}")
+        lines.append(f"{'total':<{width}} {self.macs:>16,} {self.params:>14,}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, int]:
+        """The four totals."""
+        return {"macs": self.macs, "params": self.params, "bytes": self.bytes, "peak_memory": self.peak_memory}
+
+    def __str__(self) -> str:
+        return f"{self.macs:,} MACs, {self.params:,} parameters, {self.bytes:,} bytes, {self.peak_memory:,} bytes peak"
+
+
+def count(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None) -> Cost:
+    """Count the cost of one run of `model` on inputs like `example_inputs`; the model is not changed."""
+    return count_graph(capture(model, example_inputs, kwargs=kwargs))
+
+
+def count_graph(graph: Graph) -> Cost:
+    """Count the cost of a captured graph."""
+    modules: dict[str, int] = {}
+    ops: dict[str, int] = {}
+    for term in terms(graph):
+        node = graph.nodes[term.node]
+        macs = term.factor * prod(graph.values[value].shape[dim] for value, dim in term.axes)
+        modules[node.module] = modules.get(node.module, 0) + macs
+        name = node.op.split(".")[1]
+        ops[name] = ops.get(name, 0) + macs
+    module_params: dict[str, int] = {}
+    weights = [leaf for leaf in (*graph.leaves, *graph.unread) if leaf.kind == "parameter"]
+    for leaf in weights:
+        owner = leaf.name.rpartition(".")[0]
+        module_params[owner] = module_params.get(owner, 0) + prod(leaf.shape)
+    stored = [leaf for leaf in (*graph.leaves, *graph.unread) if leaf.kind != "constant"]
+    return Cost(
+        macs=sum(modules.values()),
+        params=sum(prod(leaf.shape) for leaf in weights),
+        bytes=sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored),
+        peak_memory=peak_memory(graph),
+        modules=modules,
+        ops=ops,
+        module_params=module_params,
+    )
+
+
+def peak_memory(graph: Graph, shapes: Mapping[int, tuple[int, ...]] | None = None) -> int:
+    """Bytes of activations alive at the worst moment; `shapes` replaces the sizes of some values."""
+    leaves = {leaf.value for leaf in graph.leaves}
+    held = {graph.values[value].storage for value in leaves}
+    last: dict[int, int] = {}
+    for node in graph.nodes:
+        for value in (*node.inputs, *(out for out in node.outputs if out is not None)):
+            last[graph.values[value].storage] = node.index
+    for value in graph.outputs:
+        last[graph.values[value].storage] = len(graph.nodes)
+    size: dict[int, int] = {}
+    for value in graph.values:
+        shape = (shapes or {}).get(value.index, value.shape)
+        if value.storage not in held:
+            size[value.storage] = max(size.get(value.storage, 0), prod(shape) * value.dtype.itemsize)
+    live = {graph.values[item.value].storage for item in graph.inputs}
+    total = sum(size.get(storage, 0) for storage in live)
+    peak = total
+    for node in graph.nodes:
+        for out in node.outputs:
+            storage = graph.values[out].storage if out is not None else None
+            if storage is not None and storage not in held and storage not in live:
+                live.add(storage)
+                total += size[storage]
+        peak = max(peak, total)
+        for storage in [item for item in live if last.get(item, -1) <= node.index]:
+            live.remove(storage)
+            total -= size.get(storage, 0)
+    return peak

@@ -1,0 +1,101 @@
+"""MACs of a node as a product of sizes, so that any plan can be priced without running anything.
+
+A MAC is one multiplication whose result is added to a sum. Convolutions, linear layers, matrix products, attention and
+recurrent cells have them; biases, normalisation, activations, pooling and element-wise operators count 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from secateurs.capture.graph import Graph, Node
+from secateurs.couple.rules.recurrent import GATES
+from secateurs.couple.rules.registry import arguments, base_name
+
+Axis = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """`factor` times the product of the sizes of these axes, each `(value, dim)`."""
+
+    node: int
+    axes: tuple[Axis, ...]
+    factor: int = 1
+
+
+Pricer = Callable[[Graph, Node], Iterable[Term]]
+
+
+def _all(graph: Graph, value: int) -> tuple[Axis, ...]:
+    return tuple((value, dim) for dim in range(len(graph.values[value].shape)))
+
+
+def _first(node: Node) -> int:
+    return next(out for out in node.outputs if out is not None)
+
+
+def _convolution(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    weight = _all(graph, given["weight"].value)[1:]
+    start = given["input"].value if "transpose" in node.op or given.get("transposed") else _first(node)
+    yield Term(node.index, (*_all(graph, start), *weight))
+
+
+def _product(graph: Graph, node: Node) -> Iterable[Term]:
+    left = node.inputs[-2]
+    yield Term(node.index, (*_all(graph, _first(node)), (left, len(graph.values[left].shape) - 1)))
+
+
+def _attention(graph: Graph, node: Node) -> Iterable[Term]:
+    query, key, value = node.inputs[:3]
+    q, k = len(graph.values[query].shape), len(graph.values[key].shape)
+    yield Term(node.index, (*_all(graph, query), (key, k - 2)))
+    yield Term(node.index, (*_all(graph, query)[: q - 1], (key, k - 2), (value, len(graph.values[value].shape) - 1)))
+
+
+def _einsum(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    operands = [ref.value for ref in given["tensors"]]
+    if len(operands) < 2:
+        return
+    terms = given["equation"].replace(" ", "").partition("->")[0].split(",")
+    axes: dict[str, Axis] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        rank = len(graph.values[operand].shape)
+        head, dots, tail = term.partition("...")
+        names = [*head, *(f".{i}" for i in range(len(head) + len(tail) - rank, 0) if dots), *tail]
+        for dim, name in enumerate(names):
+            if name not in axes or graph.values[operand].shape[dim] > 1:
+                axes[name] = (operand, dim)
+    yield Term(node.index, tuple(axes.values()))
+
+
+def _recurrent(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    if "input" not in given:
+        return
+    steps = _all(graph, given["input"].value)[:-1]
+    for ref in given["params"]:
+        if len(graph.values[ref.value].shape) == 2:
+            yield Term(node.index, (*steps, *_all(graph, ref.value)))
+
+
+PRICES: dict[str, Pricer] = {
+    **{f"aten.conv{n}d": _convolution for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": _convolution for n in (1, 2, 3)},
+    "aten.convolution": _convolution,
+    "aten.linear": lambda graph, node: [
+        Term(node.index, (*_all(graph, _first(node)), (node.inputs[1], len(graph.values[node.inputs[1]].shape) - 1)))
+    ],
+    **{f"aten.{name}": _product for name in ("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm")},
+    "aten.scaled_dot_product_attention": _attention,
+    "aten.einsum": _einsum,
+    **{f"aten.{name}": _recurrent for name in GATES},
+}
+
+
+def terms(graph: Graph) -> list[Term]:
+    """Every product of sizes that the graph's MACs are the sum of."""
+    return [term for node in graph.nodes for term in PRICES.get(base_name(node.op), lambda g, n: ())(graph, node)]

@@ -1,0 +1,77 @@
+"""Element-wise operators with broadcasting: what meets, position by position, is tied."""
+
+from __future__ import annotations
+
+from secateurs.capture.graph import Node
+from secateurs.couple.coupler import Coupler, Layer, varying
+
+
+def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[Layer]:
+    """Tie the layers of operands that broadcast against each other; the layers of the result, of rank `rank`."""
+    aligned = [[_align(layer, rank) for layer in c.of(value)] for value in operands]
+    present = [_present(c.shape(value), rank) for value in operands]
+    result: list[Layer] = []
+    for component in _components([layer for layers in aligned for layer in layers]):
+        members = {id(layer) for layer in component}
+        mine = [[layer for layer in layers if id(layer) in members] for layers in aligned]
+        sets = {varying(layer) for layer in component}
+        dims = sorted({dim for layer in component for dim in varying(layer)})
+        whole = len(sets) == 1 and all(layers or not present[i] & set(dims) for i, layers in enumerate(mine))
+        if whole:
+            for layer in component[1:]:
+                c.tie(component[0], layer)
+            result.append(component[0])
+            continue
+        unit = _unit(dims, mine, present)
+        if unit is None:
+            for layer in component:
+                c.freeze(layer, f"{node.where} combines it with a tensor of the same width that can not lose channels")
+            continue
+        first: Layer | None = None
+        for layer in component:
+            if unit in varying(layer):
+                small = c.collapse(layer, unit)
+                if first is None:
+                    first = small
+                else:
+                    c.tie(first, small)
+            else:
+                c.freeze(layer, f"{node.where} repeats it for every unit of another axis")
+        if first is not None:
+            result.append(first)
+    return result
+
+
+def _align(layer: Layer, rank: int) -> Layer:
+    return layer if layer.dim() == rank else layer.reshape((1,) * (rank - layer.dim()) + tuple(layer.shape))
+
+
+def _present(shape: tuple[int, ...], rank: int) -> set[int]:
+    """Dimensions of the result along which an operand of this shape is not broadcast."""
+    return {dim + rank - len(shape) for dim, size in enumerate(shape) if size > 1}
+
+
+def _components(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers whose dimensions overlap, directly or through others."""
+    parts: list[tuple[set[int], list[Layer]]] = []
+    for layer in layers:
+        dims, group = set(varying(layer)), [layer]
+        rest: list[tuple[set[int], list[Layer]]] = []
+        for other_dims, other in parts:
+            if other_dims & dims:
+                dims |= other_dims
+                group = other + group
+            else:
+                rest.append((other_dims, other))
+        parts = [*rest, (dims, group)]
+    return [group for _, group in parts]
+
+
+def _unit(dims: list[int], mine: list[list[Layer]], present: list[set[int]]) -> int | None:
+    """The leftmost dimension along which every operand that is there at all can lose something."""
+    for dim in dims:
+        if all(
+            dim not in present[i] or any(dim in varying(layer) for layer in layers) for i, layers in enumerate(mine)
+        ):
+            return dim
+    return None

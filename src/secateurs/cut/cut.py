@@ -1,0 +1,241 @@
+"""`cut`: apply a plan and prove what came out; nothing unproven is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateurs.base.errors import CaptureError, PlanError, ProofError, explain
+from secateurs.capture.graph import Graph
+from secateurs.capture.trace import capture, check_inputs
+from secateurs.choose.plan import Plan
+from secateurs.cost.count import count_graph
+from secateurs.cost.predict import CostModel
+from secateurs.couple.couple import couple
+from secateurs.couple.group import Bools, Groups
+from secateurs.cut.batch import doubled, generalised
+from secateurs.cut.compare import compare
+from secateurs.cut.form import GraphModule
+from secateurs.cut.native import repair_guessed, repair_known, repair_named, sliced_copy
+from secateurs.cut.prove import Proof, difference, run_graph, run_silenced
+from secateurs.cut.rewrite import Cutting, rewrite, slice_tensor
+
+TOLERANCE = 1e-7
+"""Largest relative difference between the two sides of the proof, which are computed in float64."""
+LOOSE = {torch.float64: 1e-6, torch.float32: 5e-3}
+"""The same between the module as it runs and the float64 result, by the precision of its outputs; others 0.1."""
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """A proven cut. `form` is `"native"` (the caller's class) or `"graph"`; `why_graph` says why not native."""
+
+    model: nn.Module
+    form: str
+    plan: Plan
+    proof: Proof
+    why_graph: str = ""
+
+
+def cut(model: nn.Module, plan: Plan, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> nn.Module:
+    """A new, smaller model without what `plan` removes; `model` is not touched.
+
+    The result is of the caller's own class with smaller tensors, or, where that class can not run with them, a
+    `GraphModule`. Eval mode. Raises `PlanError` if the plan was made for another model and `ProofError`, naming the first
+    node that differs, if the result does not compute what the original computes with those channels silenced.
+    """
+    return cut_detailed(model, plan, example_inputs, kwargs).model
+
+
+def cut_detailed(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    groups: Groups | None = None,
+    form: str = "auto",
+) -> CutResult:
+    """Like `cut`, with the form, the proof, and the reason for a graph form.
+
+    `groups` saves capturing and coupling again if they are at hand; they must be this model's. `form="graph"` asks for
+    the graph form even where the native one would do.
+    """
+    args, keywords = check_inputs(model, example_inputs, kwargs)
+    made = apply(model, plan, args, keywords, groups=groups, form=form)
+    return prove(model, plan, args, keywords, made)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cut that has not been proven yet."""
+
+    model: nn.Module
+    form: str
+    why_graph: str
+    groups: Groups
+    alive: Bools
+    small: Graph
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    args: tuple[Any, ...],
+    keywords: dict[str, Any],
+    *,
+    groups: Groups | None = None,
+    form: str = "auto",
+) -> Made:
+    """Make the smaller module, native if it can be, without proving it."""
+    groups = groups or couple(capture(model, args, kwargs=keywords), unit=plan.unit)  # type: ignore[arg-type]
+    graph = groups.graph
+    if graph.hash != plan.graph_hash:
+        raise PlanError(
+            explain(
+                "The plan was made for another model, or for other example inputs",
+                evidence=f"graph {graph.hash[:12]}, plan for {plan.graph_hash[:12]}",
+                next_step="capture, couple and choose again for this model",
+            )
+        )
+    alive = alive_after(plan, groups)
+    cutting = Cutting(groups, alive)
+    small = rewrite(groups, alive)
+    cutting.values = list(small.values)
+    value_of = {name: leaf.value for leaf in graph.leaves for name in leaf.names}
+
+    def slicer(name: str, tensor: Tensor) -> Tensor:
+        return slice_tensor(tensor, cutting, value_of[name]) if name in value_of else tensor
+
+    why = "asked for" if form == "graph" else ""
+    if form != "graph":
+        native = sliced_copy(model, slicer)
+        native.eval()
+        why = _make_native(native, graph, small, args, keywords)
+        if not why:
+            return Made(native, "native", "", groups, alive, small)
+    tensors = {name: slicer(name, tensor) for name, tensor in _tensors(model).items()}
+    general = _any_batch(model, graph, small, args, keywords)
+    return Made(GraphModule(general, tensors), "graph", why, groups, alive, small)
+
+
+def _make_native(native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    """Repair the module until it runs as predicted; empty if it does, else what still differs."""
+    repair_known(native)
+    repair_named(native, graph, small)
+    why = _differs(native, graph, small, args, keywords)
+    if why and repair_guessed(native, graph, small):
+        why = _differs(native, graph, small, args, keywords)
+    return why
+
+
+def _differs(native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    try:
+        compare(small, capture(native, args, kwargs=keywords, how=graph.how, replay=graph.decisions))
+    except (CaptureError, ProofError) as error:
+        return str(error)
+    return ""
+
+
+def alive_after(plan: Plan, groups: Groups) -> Bools:
+    """Which units live after the plan. Raises `PlanError` if it tears coupled indices apart or names frozen ones."""
+    alive = np.ones(groups.units, dtype=np.bool_)
+    for name, dims in plan.removed.items():
+        leaf = groups.graph.leaf(name)
+        for dim, indices in dims.items():
+            units = groups.axes.get((leaf.value, dim))
+            if units is None or (units[list(indices)] < 0).any():
+                raise PlanError(explain("The plan removes what can not be removed", where=f"`{name}`, dimension {dim}"))
+            alive[units[list(indices)]] = False
+    for leaf in groups.graph.leaves:
+        for dim in range(len(leaf.shape)):
+            kept = groups.kept(leaf.value, dim, alive)
+            gone = set() if kept is None else set(range(leaf.shape[dim])) - set(kept.tolist())
+            asked = set(plan.removed.get(leaf.name, {}).get(dim, ()))
+            if gone != asked:
+                raise PlanError(
+                    explain(
+                        "The plan removes a part of what lives and dies together",
+                        where=f"`{leaf.name}`, dimension {dim}",
+                        evidence=f"{len(asked)} indices named, {len(gone)} would have to go",
+                    )
+                )
+            if kept is not None and not kept.size:
+                raise PlanError(explain("The plan leaves nothing of an axis", where=f"`{leaf.name}`, dimension {dim}"))
+    return alive
+
+
+def prove(model: nn.Module, plan: Plan, args: tuple[Any, ...], keywords: dict[str, Any], made: Made) -> CutResult:
+    """The three proofs. Raises `ProofError`."""
+    graph, small = made.groups.graph, made.small
+    inputs = {
+        item.value: tensor
+        for item, tensor in zip(
+            graph.inputs, [t for t in pytree.tree_leaves((args, keywords)) if isinstance(t, Tensor)], strict=True
+        )
+    }
+    found = capture(made.model, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
+    nodes = compare(small, found)
+    before, after = {**_tensors(model), **graph.constants}, {**_tensors(made.model), **small.constants}
+    names = [f"{i}" for i in range(len(graph.outputs))]
+    with torch.no_grad():
+        expected = run_silenced(made.groups, made.alive, small, before.__getitem__, inputs, wide=True)
+        ours = run_graph(small, after.__getitem__, inputs, wide=True)
+        worst = difference(ours, expected, names, "Proof (a), silenced original against cut graph", TOLERANCE)
+        if not graph.decisions:
+            _check_as_it_runs(made.model, args, keywords, ours)
+    counted, predicted = count_graph(found), CostModel(made.groups)
+    pairs = {
+        "MACs": (counted.macs, predicted.macs(made.alive)),
+        "parameters": (counted.params, predicted.params(made.alive)),
+    }
+    for what, (now, said) in pairs.items():
+        if now != said:
+            raise ProofError(explain(f"Proof (c): the {what} differ", evidence=f"{now:,} counted, {said:,} predicted"))
+    exact = not any(group.inexact_because for group in made.groups.free if _loses(group.name, made))
+    proof = Proof(worst, TOLERANCE, "float64", nodes, counted.macs, exact, made.form)
+    return CutResult(made.model, made.form, plan, proof, made.why_graph)
+
+
+def _loses(name: str, made: Made) -> bool:
+    start = made.groups.offsets[name]
+    return not bool(made.alive[start : start + made.groups[name].size].all())
+
+
+def _check_as_it_runs(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor]) -> None:
+    """The module called as a caller calls it gives the proven numbers, up to its own precision."""
+    from secateurs.capture.trace import plain_output
+
+    given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
+    result = plain_output(model(*given_args, **given_keywords))
+    tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    pairs = [(a, b) for a, b in zip(tensors, exact, strict=True) if a.is_floating_point()]
+    for position, (a, b) in enumerate(pairs):
+        tolerance = LOOSE.get(a.dtype, 0.1)
+        difference([a], [b], [str(position)], "The cut module against its proven graph", tolerance)
+
+
+def _any_batch(model: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> Graph:
+    """The graph with sizes that follow the batch, if the model runs on doubled inputs with the same operators."""
+    if graph.how != "traced":
+        return small
+    try:
+        twin_args, twin_keywords = doubled((args, keywords))
+        twice = capture(model, twin_args, kwargs=twin_keywords, how="traced")
+    except CaptureError:
+        return small
+    return generalised(small, graph, twice) or small
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named = {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **dict(model.named_parameters(remove_duplicate=False)),
+    }
+    return {name: tensor.detach() for name, tensor in named.items()}

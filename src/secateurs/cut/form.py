@@ -1,0 +1,165 @@
+"""`GraphModule`: a rewritten graph as a module that runs, trains, saves and loads without the original class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from secateurs.base.errors import ArtifactError, InputError, explain
+from secateurs.capture.graph import Graph, Node, map_refs
+from secateurs.capture.run import last_use, operator
+from secateurs.couple.rules.registry import arguments, base_name
+from secateurs.cut.batch import scale_sizes
+from secateurs.cut.text import graph_from_json, graph_to_json
+
+TRAINING_FLAGS = {"aten.dropout": "train", "aten.feature_dropout": "train", "aten.alpha_dropout": "train", "aten.lstm": "train",
+                  "aten.gru": "train", "aten.rnn_tanh": "train", "aten.rnn_relu": "train", "aten.feature_alpha_dropout": "train",
+                  "aten.rrelu": "training"}  # fmt: skip
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation for inputs of any rank; a real module, so that training and recalibration treat it as one."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return
+
+
+class GraphModule(nn.Module):
+    """Runs `graph` on its own copies of `tensors` (`{leaf name: tensor}`).
+
+    Parameters keep the names they have in the original. Inputs are passed as to the original. In training mode dropout
+    and batch normalisation behave as they do there; stochastic depth, which leaves no trace in eval mode, does not.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.graph = graph
+        self._paths: dict[int, tuple[nn.Module, str]] = {}
+        for leaf in graph.leaves:
+            tensor = graph.constants[leaf.name] if leaf.kind == "constant" else tensors[leaf.name]
+            self._hold(leaf.value, leaf.name, leaf.kind, tensor)
+        self._norms = self._make_norms()
+        self._done = last_use(graph.nodes, graph.outputs)
+        self._inputs = [item.value for item in graph.inputs]
+        self.eval()
+
+    def _hold(self, value: int, name: str, kind: str, tensor: Tensor) -> None:
+        *path, last = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            if not isinstance(owner._modules.get(part), nn.Module):
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        if kind == "parameter":
+            keep = tensor.requires_grad if isinstance(tensor, nn.Parameter) else tensor.is_floating_point()
+            owner.register_parameter(last, nn.Parameter(tensor.detach().clone(), requires_grad=keep))
+        else:
+            owner.register_buffer(last, tensor.detach().clone())
+        self._paths[value] = (owner, last)
+
+    def _make_norms(self) -> dict[int, nn.Module]:
+        """A batch-norm module for every node whose tensors belong to one module path and to nothing else."""
+        names = {leaf.value: leaf.name for leaf in self.graph.leaves}
+        users: dict[int, int] = {}
+        for node in self.graph.nodes:
+            for value in node.inputs:
+                users[value] = users.get(value, 0) + 1
+        norms: dict[int, nn.Module] = {}
+        for node in self.graph.nodes:
+            if base_name(node.op) != "aten.batch_norm":
+                continue
+            given = arguments(node)
+            mine = {
+                key: given[key].value
+                for key in ("weight", "bias", "running_mean", "running_var")
+                if given[key] is not None
+            }
+            proper = all(names.get(v, "").rpartition(".")[2] == key and users[v] == 1 for key, v in mine.items())
+            owners = {names.get(v, "").rpartition(".")[0] for v in mine.values()}
+            if proper and len(owners) == 1 and {"running_mean", "running_var"} <= mine.keys() and not given["training"]:
+                norms[node.index] = self._norm(owners.pop(), mine, given)
+        return norms
+
+    def _norm(self, path: str, mine: dict[str, int], given: dict[str, Any]) -> nn.Module:
+        parent, _, last = path.rpartition(".")
+        owner = self.get_submodule(parent)
+        old = owner.get_submodule(last)
+        norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[union-attr, index, arg-type]
+        for key in mine:
+            setattr(norm, key, getattr(old, key))
+            self._paths[mine[key]] = (norm, key)
+        setattr(owner, last, norm)
+        return norm
+
+    def _read(self, value: int, values: dict[int, Tensor]) -> Tensor:
+        if value in values:
+            return values[value]
+        owner, name = self._paths[value]
+        found: Tensor = getattr(owner, name)
+        return found
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = [item for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+        if len(given) != len(self._inputs):
+            names = ", ".join(item.name for item in self.graph.inputs)
+            raise InputError(
+                explain("This module takes other inputs", evidence=f"{len(given)} tensors given, expected {names}")
+            )
+        values = dict(zip(self._inputs, given, strict=True))
+        batch = given[0].shape[0] if given[0].dim() else 1
+        for node in self.graph.nodes:
+            results = self._run(node, values, batch, given[0].device)
+            for out, result in zip(node.outputs, results, strict=True):
+                if out is not None:
+                    values[out] = result
+            for value in self._done.get(node.index, ()):
+                values.pop(value, None)
+        return map_refs(self.graph.output, lambda ref: self._read(ref.value, values))
+
+    def _run(self, node: Node, values: dict[int, Tensor], batch: int, device: torch.device) -> tuple[Any, ...]:
+        norm = self._norms.get(node.index)
+        if norm is not None:
+            return (norm(self._read(node.inputs[0], values)),)
+        args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: self._read(ref.value, values))
+        args, kwargs = scale_sizes(args, batch, device), scale_sizes(kwargs, batch, device)
+        flag = TRAINING_FLAGS.get(base_name(node.op)) if self.training else None
+        if flag is not None:
+            schema = [item.name for item in operator(node.op)._schema.arguments]
+            if flag in schema and schema.index(flag) < len(args):
+                args = tuple(True if i == schema.index(flag) else item for i, item in enumerate(args))
+        result = operator(node.op)(*args, **kwargs)
+        return tuple(result) if isinstance(result, (list, tuple)) else (result,)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`{leaf name: tensor}` of what the graph reads, constants included."""
+        return {leaf.name: getattr(*self._paths[leaf.value]) for leaf in self.graph.leaves}
+
+    def to_json(self) -> str:
+        """The program as text; the tensors are in the state dict, under the same names."""
+        return graph_to_json(self.graph)
+
+    @classmethod
+    def from_json(cls, text: str, tensors: Mapping[str, Tensor]) -> GraphModule:
+        """The module back from `to_json` and its state dict. Raises `ArtifactError` if they do not fit each other."""
+        missing = {leaf[0] for leaf in _leaf_names(text)} - set(tensors)
+        if missing:
+            raise ArtifactError(explain("The tensors do not fit the graph", evidence=f"`{min(missing)}` is missing"))
+        module = cls(graph_from_json(text, tensors), tensors)
+        module.load_state_dict(dict(tensors))
+        return module
+
+    def extra_repr(self) -> str:
+        return f"{len(self.graph.nodes)} operators, inputs {', '.join(item.name for item in self.graph.inputs)}"
+
+
+def _leaf_names(text: str) -> list[list[Any]]:
+    try:
+        leaves: list[list[Any]] = json.loads(text)["leaves"]
+        return leaves
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(explain("This is not a Secateurs graph", evidence=repr(error)[:200])) from error

@@ -1,0 +1,34 @@
+"""`sec.list`: the names that can be given as strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateurs.base.errors import UnknownNameError, explain
+from secateurs.choose.search import SEARCHES
+from secateurs.couple.rules import RULES
+from secateurs.device import devices
+from secateurs.score import CRITERIA
+
+KINDS: dict[str, Callable[[], list[str]]] = {
+    "criteria": lambda: sorted(CRITERIA),
+    "devices": lambda: sorted(devices),
+    "searches": lambda: sorted(SEARCHES),
+    "ops": lambda: sorted(RULES),
+}
+
+
+def names(kind: str) -> list[str]:
+    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"` or `"ops"`.
+
+    `"ops"` lists the operators with a rule of their own; operators that PyTorch tags as element-wise need none.
+    Raises `UnknownNameError`.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError(
+            explain(f"There is no list of {kind!r}", next_step=f"ask for one of {', '.join(sorted(KINDS))}")
+        )
+    return KINDS[kind]()
+
+
+__all__ = ["KINDS", "names"]

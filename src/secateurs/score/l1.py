@@ -1,0 +1,16 @@
+"""L1: mean absolute weight of a filter (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
+
+from torch import Tensor
+
+from secateurs.couple.group import ChannelGroup
+from secateurs.score.criterion import CRITERIA, Context, combined
+
+
+@CRITERIA.register("l1")
+def l1(group: ChannelGroup, context: Context) -> Tensor:
+    """`mean |W[k]|` over the weights that produce unit k; biases do not count. Higher = keep.
+
+    Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance, as before a
+    normalisation layer, which undoes any scale. Ranks like the sum form inside one layer.
+    """
+    return combined(group, context, lambda rows: rows.abs().mean(1), lambda parts: parts.mean(1))

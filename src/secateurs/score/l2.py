@@ -1,0 +1,15 @@
+"""L2: Euclidean norm of a filter."""
+
+from torch import Tensor
+
+from secateurs.couple.group import ChannelGroup
+from secateurs.score.criterion import CRITERIA, Context, combined
+
+
+@CRITERIA.register("l2")
+def l2(group: ChannelGroup, context: Context) -> Tensor:
+    """`sqrt(sum W[k]^2)` over the weights that produce unit k; biases do not count. Higher = keep.
+
+    Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance.
+    """
+    return combined(group, context, lambda rows: rows.square().sum(1), lambda parts: parts.sum(1).sqrt())
