@@ -148,9 +148,9 @@ def from_signal(pick: Picks, x: Spot) -> nn.Module | None:
 
 @op("vector", gives="map")
 def to_pixels(pick: Picks, x: Spot) -> nn.Module | None:
-    """[B, C * 4] -> [B, C, 2, 2], as a generator's first reshape does; [B, C, 1, 1] where 4 does not divide."""
+    """[B, C * 4] -> [B, C, 2, 2], as a generator's first reshape does; else [B, C, 1, 1]."""
     count = x.channels
-    side = 2 if count % 4 == 0 else 1
+    side = 2 if count % 4 == 0 and count > 4 else 1
     return nn.Unflatten(1, (count // side**2, side, side)) if count // side**2 <= WIDEST else None
 
 

@@ -33,7 +33,8 @@ def masked_original(model: nn.Module, removed: Removed, *, scramble: int | None 
 
     Raises `Unanswerable` for a network with a reduction over channels that has no probe.
     """
-    masked = copy.deepcopy(model).double().eval()
+    computed = {id(t): t.detach().clone() for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor)}
+    masked: nn.Module = copy.deepcopy(model, computed).double().eval()
     if scramble is not None:
         _scramble(masked, removed, torch.Generator().manual_seed(scramble))
     by_tensor = {id(masked_leaf(masked, name)): dims for name, dims in removed.items()}
@@ -133,6 +134,10 @@ class _Kept(nn.Module):
 
 class _KeptNorm(_Kept):
     """Layer, RMS or group norm whose statistics are taken over the kept channels; written out from its definition."""
+
+    def __init__(self, inner: Any, kept: Tensor) -> None:
+        super().__init__(inner, kept)
+        self.eps, self.weight, self.bias = inner.eps, inner.weight, getattr(inner, "bias", None)  # read by their owners
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.inner
