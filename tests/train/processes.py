@@ -79,7 +79,8 @@ def train_as_rank(rank: int, world: int, port: int, name: str, output: str) -> N
 
 def train_distributed(name: str, output: str) -> None:
     torch.set_num_threads(1)
-    config = FineTune(epochs=2, lr=0.1, accelerator="cpu", strategy="ddp", progress=False)
+    keep = "best" if name == "convolutional" else "last"
+    config = FineTune(epochs=2, lr=0.1, keep=keep, accelerator="cpu", strategy="ddp", progress=False)
     model = convolutional() if name == "convolutional" else plain()
     data = images(20) if name == "convolutional" else points(21)
     result = finetune(model, loader(data), config, validation=loader(data, shuffle=False), folder=output)

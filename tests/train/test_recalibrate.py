@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from train.networks import convolutional, images, loader, same, state
 
 from secateurs.base.errors import InputError, TrainError
@@ -55,6 +55,7 @@ def test_labels_and_old_statistics_do_not_matter() -> None:
     broken = copy.deepcopy(model)
     broken[1].running_mean.fill_(1e6)
     broken[5].running_var.fill_(1e6)
+    broken[1].num_batches_tracked.fill_(100)
     pairs = list(loader(images(), shuffle=False))
     whole = recalibrate(model, pairs)
     assert same(state(whole), state(recalibrate(broken, [x for x, _ in pairs])))
@@ -76,49 +77,18 @@ def test_a_shuffled_loader_repeats() -> None:
     assert not same(state(once), state(recalibrate(model, data, batches=2, seed=1)))
 
 
+def test_layers_without_statistics_are_left_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.BatchNorm2d(1))
+    result = recalibrate(model, loader(images()))
+    assert result[0].running_mean is None
+    assert float(result[1].num_batches_tracked) == 3
+
+
 def test_a_model_without_batch_norm_is_copied() -> None:
     model = nn.Linear(4, 3)
     result = recalibrate(model, [])
     assert result is not model
     assert same(state(result), state(model))
-
-
-class Functional(nn.Module):
-    """Batch norm as a call instead of a module, listed for recalibration."""
-
-    class Statistics:
-        def __init__(self, mean: Tensor, var: Tensor) -> None:
-            self.running_mean, self.running_var = mean, var
-            self.training, self.momentum, self.seen = False, 0.1, 0
-
-        def reset_running_stats(self) -> None:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.seen = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1))
-        self.register_buffer("var", torch.ones(1))
-        self.norm = self.Statistics(self.mean, self.var)
-
-    def batch_norm_statistics(self) -> dict[str, Statistics]:
-        return {"norm": self.norm}
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.norm.seen += self.norm.training
-        momentum = 1 / self.norm.seen if self.norm.momentum is None else self.norm.momentum
-        return nn.functional.batch_norm(x, self.mean, self.var, training=self.norm.training, momentum=momentum)
-
-
-def test_batch_norms_that_are_not_modules() -> None:
-    model = nn.Sequential(Functional())
-    batches = [x for x, _ in loader(images(), shuffle=False)]
-    result = recalibrate(model, batches)
-    torch.testing.assert_close(result[0].mean, torch.stack([x.mean() for x in batches]).mean()[None])
-    torch.testing.assert_close(result[0].var, torch.stack([x.var() for x in batches]).mean()[None])
-    assert result[0].norm.momentum == 0.1
-    assert float(model[0].mean) == 0.0
 
 
 def test_bad_input_is_refused() -> None:

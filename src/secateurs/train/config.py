@@ -112,7 +112,8 @@ def _callable_name(loss: Callable[..., Any]) -> str:
     if hasattr(loss, "__qualname__"):
         return f"{loss.__module__}:{loss.__qualname__}"
     kind = type(loss)
-    return repr(loss) if kind.__repr__ is not object.__repr__ else f"{kind.__module__}:{kind.__qualname__}"
+    described = any("__repr__" in vars(base) for base in kind.__mro__[:-1])
+    return repr(loss) if described else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _known(field: str, name: object, valid: Iterable[str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateurs.base.errors import InputError, TrainError, explain
@@ -16,28 +16,6 @@ from secateurs.base.seeds import seeded
 from secateurs.train.batches import Batches, derive
 from secateurs.train.evaluate import device_of, in_eval_mode, to_device
 from secateurs.train.failure import run
-
-
-class RunningStatistics(Protocol):
-    """What recalibration needs of one batch normalisation; `torch.nn.BatchNorm2d` has it.
-
-    While `training` is true it normalises by the batch and updates the running statistics: by cumulative averaging
-    since `reset_running_stats()` when `momentum` is None.
-    """
-
-    training: bool
-    momentum: float | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-
-    def reset_running_stats(self) -> None: ...
-
-
-@runtime_checkable
-class HasRunningStatistics(Protocol):
-    """A module whose batch normalisations are not `torch.nn` modules lists them here, by name."""
-
-    def batch_norm_statistics(self) -> Mapping[str, RunningStatistics]: ...
 
 
 def recalibrate(model: nn.Module, data: Iterable[Any], *, batches: int = 50, seed: int = 0) -> nn.Module:
@@ -69,20 +47,14 @@ def recalibrate_(model: nn.Module, data: Iterable[Any], *, batches: int, seed: i
         _check_finite(norms)
 
 
-def running_statistics(model: nn.Module) -> dict[str, RunningStatistics]:
-    """The batch normalisations of `model` that keep running statistics, by module path."""
-    found: dict[str, RunningStatistics] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            found[path] = module
-        elif isinstance(module, HasRunningStatistics):
-            inner = module.batch_norm_statistics()
-            found.update({f"{path}.{name}".lstrip("."): norm for name, norm in inner.items()})
-    return found
+def running_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch-norm layers of `model` that keep running statistics, by module path."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {path: layer for path, layer in layers.items() if layer.running_mean is not None}
 
 
 @contextmanager
-def _averaging(norms: Mapping[str, RunningStatistics]) -> Iterator[None]:
+def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
     """Inside the block the statistics start from nothing and average over batches; momenta are restored after it."""
     momenta = [norm.momentum for norm in norms.values()]
     for norm in norms.values():
@@ -108,7 +80,7 @@ def _feed(model: nn.Module, data: Iterable[Any], batches: int, seed: int) -> Non
         loader.close()
 
 
-def _check_finite(norms: Mapping[str, RunningStatistics]) -> None:
+def _check_finite(norms: Mapping[str, _BatchNorm]) -> None:
     for name, norm in norms.items():
         for part in ("running_mean", "running_var"):
             values = getattr(norm, part)
