@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def prune(
     recalibrate: int = 16,
     finetune: FineTune | None = None,
     device: str | Device | None = None,
+    folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
     on_stage: Callable[[str], None] | None = None,
 ) -> Result:
@@ -62,6 +64,7 @@ def prune(
     `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
     is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
     *Where it will run*: with `device`, before and after are measured there side by side.
+    With a `folder`, training leaves checkpoints there, and the same call after a `kill -9` goes on from the last one.
     `on_stage` is called with the name of each stage as it begins. `model` is never changed.
 
     Raises `InputError` for arguments that cannot be used, and `CaptureError`, `BudgetError`, `ProofError`,
@@ -84,7 +87,7 @@ def prune(
         criterion=criterion, seed=seed,
     )  # fmt: skip
     story.begin("cut")
-    cutting = cut_detailed(model, plan, args, kwargs=keywords)
+    cutting = cut_detailed(model, plan, args, keywords, groups=groups)
     small = story.judge("cut", cutting.model)
 
     measured = None
@@ -97,7 +100,7 @@ def prune(
     trained = None
     if data is not None and finetune is not None:
         story.begin("fine-tune")
-        trained = _train(small, data, finetune, teacher=model, evaluate=evaluate)
+        trained = _train(small, data, finetune, model, evaluate, folder)
         small = story.judge("fine-tuned", trained.model)
 
     story.begin("count")
@@ -106,6 +109,7 @@ def prune(
         original=model,
         plan=plan,
         form=cutting.form,
+        why_graph=cutting.why_graph,
         proof=cutting.proof,
         before=count_graph(graph),
         after=count(small, args, kwargs=keywords),
@@ -169,9 +173,15 @@ def _measure(
 
 
 def _train(
-    small: nn.Module, data: Iterable[Any], config: FineTune, *, teacher: nn.Module, evaluate: Evaluate | None
+    small: nn.Module,
+    data: Iterable[Any],
+    config: FineTune,
+    original: nn.Module,
+    evaluate: Evaluate | None,
+    folder: str | os.PathLike[str] | None,
 ) -> FineTuneResult:
-    return train(small, data, config, teacher=teacher if uses_teacher(config.distil) else None, evaluate=evaluate)
+    teacher = original if uses_teacher(config.distil) else None
+    return train(small, data, config, teacher=teacher, evaluate=evaluate, folder=folder)
 
 
 def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "budget": "macs <= 50% of the original",
         "met": True,
         "form": "native",
-        "proof": "outputs agree to 1e-12",
+        "proof": {"worst": 2e-16, "tolerance": 1e-9, "dtype": "float64", "nodes": 12, "macs": 480, "exact": True},
         "cost": {"macs": [1000, 480], "params": [200, 90], "bytes": [800, 360], "peak_memory": [64, 32]},
         "measured": None,
         "accuracy": {},
@@ -27,7 +27,18 @@ def report(**changes: Any) -> dict[str, Any]:
 
 def test_numbers_appear_with_their_units() -> None:
     text = as_text(result_tables(report()))
-    for part in ("1,000", "480", "48.0%", "multiply-accumulates", "Budget met", "seed 3", "stem", "50%"):
+    for part in (
+        "1,000",
+        "480",
+        "48.0%",
+        "multiply-accumulates",
+        "Budget met",
+        "seed 3",
+        "stem",
+        "50%",
+        "2.0e-16",
+        "12 operator calls",
+    ):
         assert part in text
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,7 @@ from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.prune import prune
 from secateurs.report.result import Result
-from secateurs.report.tables import comparison_table, layer_table, reproduce
+from secateurs.report.tables import comparison_table, layer_table, proof_sentence, reproduce
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.finetune import finetune
@@ -37,7 +38,7 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """Train a small network on handwritten digits, cut it to half its work, prove, fine-tune, export, measure, save."""
-    with progress(quiet=json) as stage:
+    with progress(quiet=json) as stage, one_thread():
         outcome = story(Path(out), epochs=epochs, seed=seed, on_stage=stage, quiet=json)
     show_json(outcome.report()) if json else show(outcome.tables())
     if not (outcome.result.met and outcome.bit_equal):
@@ -66,7 +67,7 @@ class Outcome:
             comparison_table(report),
             Text(f"Accuracy on 360 test images, step by step: {steps}"),
             layer_table(report["layers"]),
-            Text(f"Proof: {report['proof']}"),
+            Text(proof_sentence(report["proof"])),
             Text(f"Measured: {report['measured']['environment']}, both networks in turn, batch of 1, one thread."),
             Text(f"Saved to {self.folder}/ and loaded again: {equal}. ONNX: {self.files[0]}, {self.files[1]}"),
             Text(reproduce(report)),
@@ -104,6 +105,17 @@ def story(folder: Path, *, epochs: int, seed: int, on_stage: Callable[[str], Non
     artifact = save(result, folder / "artifact")
     loaded = load(artifact, build=DigitNet)
     return Outcome(result, artifact, files, bit_equal=_same_bits(result.model, loaded, digits.test.tensors[0]))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: sums are taken in one order, so that a repeated run gives the same network."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _trained(digits: Digits, epochs: int, seed: int, quiet: bool) -> nn.Module:

@@ -39,6 +39,9 @@ def prune(
         str | None, typer.Option(help="Measure before and after here; see `secateurs list devices`.")
     ] = None,
     seed: Seed = 0,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Folder for checkpoints of training; the same command goes on after a crash.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -68,7 +71,7 @@ def prune(
             seed=seed,
         )
     with progress(quiet=json) as stage:
-        result = run(request, on_stage=stage, quiet=json)
+        result = run(request, on_stage=stage, quiet=json, folder=checkpoints)
         if out is not None:
             stage("save")
             save(result, out)

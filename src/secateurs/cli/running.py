@@ -14,8 +14,10 @@ from secateurs.recipe import Recipe
 from secateurs.report.result import Result
 
 
-def run(recipe: Recipe, *, on_stage: Callable[[str], None] | None = None, quiet: bool = False) -> Result:
-    """`prune` as the recipe asks; the recipe travels with the result.
+def run(
+    recipe: Recipe, *, on_stage: Callable[[str], None] | None = None, quiet: bool = False, folder: str | None = None
+) -> Result:
+    """`prune` as the recipe asks; the recipe travels with the result. `folder` holds the checkpoints of training.
 
     Raises `RecipeError` when the recipe names no model, `InputError` when something it names cannot be used.
     """
@@ -47,6 +49,7 @@ def run(recipe: Recipe, *, on_stage: Callable[[str], None] | None = None, quiet:
         recalibrate=recipe.recalibrate,
         finetune=config,
         device=recipe.device,
+        folder=folder,
         seed=recipe.seed,
         on_stage=on_stage,
     )

@@ -26,7 +26,7 @@ from secateurs.base.seeds import seeded
 from secateurs.capture import capture
 from secateurs.capture.graph import Graph
 from secateurs.choose.plan import Plan
-from secateurs.cut import cut
+from secateurs.cut import cut_detailed
 from secateurs.cut.form import GraphModule
 from secateurs.deliver import manifest as listing
 from secateurs.deliver.inputs import rebuild
@@ -158,14 +158,12 @@ def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping
         difference = first_difference(_again(source).get("signature", {}), graph)
         raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}")
     try:
-        small = cut(model, plan, example_inputs, kwargs=dict(kwargs or {}))
+        again = cut_detailed(model, plan, example_inputs, dict(kwargs or {}))
     except (PlanError, ProofError, CaptureError) as error:
         raise _misfit(source, str(error)) from error
-    if isinstance(small, GraphModule):
-        raise _misfit(
-            source, "its own classes could not take the smaller tensors, although they could when it was saved"
-        )
-    return small
+    if again.form != "native":
+        raise _misfit(source, f"its own classes could be cut when it was saved and cannot now: {again.why_graph}")
+    return again.model
 
 
 def _plan(source: Path) -> Plan:

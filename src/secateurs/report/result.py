@@ -15,6 +15,7 @@ from secateurs.capture.graph import Graph
 from secateurs.choose.budget import Budget
 from secateurs.choose.plan import Plan
 from secateurs.cost import Cost
+from secateurs.cut.prove import Proof
 from secateurs.device import Comparison
 from secateurs.device.environment import cpu_name, usable_cores
 from secateurs.report.tables import as_text, result_tables
@@ -45,7 +46,7 @@ class Result:
     """A cut network with its plan, proof, costs and history.
 
     `model` is the small network, `original` the untouched one. `form` is `"native"` (the original's own classes) or
-    `"graph"` (the rewritten program as a module). `accuracy` maps the steps that were judged (`original`, `cut`,
+    `"graph"` (the rewritten program as a module, because of `why_graph`). `accuracy` maps steps (`original`, `cut`,
     `recalibrated`, `fine-tuned`) to what `evaluate` returned; `measured` is set when a device was given. `recipe` is
     the request, `inputs` the shapes and types it was made for (None if they cannot be written down).
     """
@@ -54,7 +55,7 @@ class Result:
     original: nn.Module
     plan: Plan
     form: str
-    proof: Any
+    proof: Proof
     before: Cost
     after: Cost
     budget: Budget
@@ -66,6 +67,7 @@ class Result:
     training: tuple[EpochRow, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     inputs: Any = None
+    why_graph: str = ""
     seed: int = 0
 
     @property
@@ -80,7 +82,8 @@ class Result:
             "budget": str(self.budget),
             "met": self.met,
             "form": self.form,
-            "proof": str(self.proof),
+            "why_graph": self.why_graph,
+            "proof": asdict(self.proof),
             "cost": {metric: [getattr(self.before, metric), getattr(self.after, metric)] for metric in METRICS},
             "measured": self._measured(),
             "accuracy": dict(self.accuracy),

@@ -46,15 +46,26 @@ def verdict(report: Mapping[str, Any]) -> Text:
     met = report["met"]
     text = Text("Budget met: " if met else "Budget NOT met: ", style="bold green" if met else "bold red")
     text.append(f"{report['budget']}\n", style="not bold default")
-    text.append(f"Proof: {report['proof']}\n", style="not bold default")
-    text.append(f"Form: {_FORMS[report['form']]}", style="not bold default")
+    text.append(f"{proof_sentence(report['proof'])}\n", style="not bold default")
+    why = f": {report['why_graph']}" if report.get("why_graph") else ""
+    text.append(f"Form: {_FORMS[report['form']]}{why}", style="not bold default")
     return text
 
 
 _FORMS = {
     "native": "native (your own classes with smaller tensors)",
-    "graph": "graph (the rewritten program as a module; your classes could not take the smaller tensors)",
+    "graph": "graph (the rewritten program as a module; your own classes could not be used)",
 }
+
+
+def proof_sentence(proof: Mapping[str, Any]) -> str:
+    """What was checked on the cut, with the numbers that were compared."""
+    norm = "" if proof["exact"] else ", norms over removed channels taken over the kept ones"
+    return (
+        f"Proven: same outputs as the original with the removed channels silenced, to {proof['worst']:.1e} in "
+        f"{proof['dtype']} ({proof['tolerance']:.0e} allowed){norm}; "
+        f"{proof['nodes']} operator calls and {proof['macs']:,} MACs as predicted."
+    )
 
 
 def cost_table(report: Mapping[str, Any]) -> Table:
