@@ -73,11 +73,11 @@ def fold_constants(graph: Graph, tensors: Mapping[int, Tensor]) -> Graph:
     needed = {value for node in graph.nodes if node.index not in gone for value in node.inputs} | set(graph.outputs)
     kept = {node.index for node in folded if node.op in UNIFORM and set(node.outputs) & needed}
     gone -= kept
-    made = {out for node in folded if node.index in gone for out in node.outputs}
+    made = {out for node in folded if node.index in gone for out in node.outputs if out is not None}
     leaves = [leaf for leaf in graph.leaves if leaf.kind != "constant" or leaf.value in needed]
     constants = {leaf.name: graph.constants[leaf.name] for leaf in leaves if leaf.kind == "constant"}
-    for value in sorted(made & needed - {None}):  # type: ignore[operator]
-        name = f"constant.{len(constants)}"
+    for value in sorted(made & needed):
+        name = f"constant.folded.{len(constants)}"
         while name in constants:
             name += "_"
         constants[name] = data[value].clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from secateurs.base.errors import ArtifactError, explain
 from secateurs.capture.graph import Node, Ref, map_refs
 
 
-@lru_cache(maxsize=None)
+@cache
 def operator(name: str) -> Any:
     """The ATen overload with this name, such as `aten.conv2d.default`. Raises `ArtifactError` on unknown operators."""
     parts = name.split(".")

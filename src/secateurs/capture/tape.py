@@ -10,17 +10,19 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.base.errors import CaptureError, explain
-from secateurs.capture.graph import Decision, Node, Ref, Value
+from secateurs.capture.graph import Decision, Node, Ref, Value, refs
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -37,11 +39,22 @@ class Tape:
     replay: tuple[Decision, ...] | None = None
     module_path: list[str] = field(default_factory=list)
     _index_of: dict[int, int] = field(default_factory=dict)
+    _made: dict[Any, int] = field(default_factory=dict)
     _alive: list[Any] = field(default_factory=list)
 
     def value_of(self, tensor: Tensor) -> int | None:
-        """The number of this tensor, or None if the tape has not seen it."""
-        return self._index_of.get(id(tensor))
+        """The number of this tensor, or None if the tape has not seen it.
+
+        What a factory such as `torch.arange` hands to Python is a shallow copy of what the operator gave, so those are
+        also known by their memory.
+        """
+        index = self._index_of.get(id(tensor))
+        if index is None and tensor.layout == torch.strided:
+            index = self._made.get(_memory(tensor))
+            if index is not None:
+                self._index_of[id(tensor)] = index
+                self._alive.append(tensor)
+        return index
 
     def add_value(self, tensor: Tensor, producer: int | None) -> int:
         """Give the tensor the next number; from now on this object is that value."""
@@ -51,6 +64,15 @@ class Tape:
         self._index_of[id(tensor)] = index
         self._alive.append(tensor)
         return index
+
+    def clear(self) -> None:
+        """Let go of every tensor."""
+        self._alive.clear()
+        self.found.clear()
+
+    def watch(self) -> list[weakref.ref[Any]]:
+        """Weak references to everything the run made, to see afterwards what did not go away."""
+        return [weakref.ref(item) for item in self._alive if type(item) is FakeTensor]
 
     def read(self, tree: Any) -> Any:
         """Arguments with tensors replaced by `Ref`; tensors never seen before are noted in `found`."""
@@ -78,6 +100,8 @@ class Tape:
             return
         index = len(self.nodes)
         outputs = tuple(self.add_value(item, index) if isinstance(item, Tensor) else None for item in flat)
+        if not any(True for _ in refs((arguments, keywords))):
+            self._made.update({_memory(item): out for item, out in zip(flat, outputs, strict=True) if out is not None})
         path = self.module_path[-1] if self.module_path else ""
         self.nodes.append(Node(index, op, arguments, keywords, outputs, listed, path, _user_line()))
 
@@ -161,6 +185,11 @@ def _decides(func: Any, args: Any, kwargs: Any) -> bool:
     """Could this call turn floating-point data into integers, booleans or Python numbers?"""
     tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
     return any(item.dtype.is_floating_point for item in tensors) or func in _HOST_READS
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """What two views of the same elements have in common."""
+    return (tensor.untyped_storage()._cdata, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
 
 
 _HOST_READS = {

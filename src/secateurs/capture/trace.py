@@ -8,7 +8,10 @@ the tensors, in eval mode, without gradients, so nothing of the caller's changes
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -129,8 +132,19 @@ def _run(
     replay: tuple[Decision, ...] | None,
     note: str = "",
 ) -> Graph:
-    twin = share_tensors(model)
     tape = Tape(replay=replay)
+    try:
+        return _recorded(model, tape, args, kwargs, real=real, note=note)
+    finally:
+        watched = [] if real else tape.watch()
+        tape.clear()
+        _forget_fakes(watched)
+
+
+def _recorded(
+    model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any], *, real: bool, note: str
+) -> Graph:
+    twin = share_tensors(model)
     kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()} if real else {}
     fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     try:
@@ -166,6 +180,23 @@ def _run(
         raise CaptureError(explain("The model returns no tensor", evidence=f"it returned a {type(result).__name__}"))
     tensors = {leaf.value: tape.found[leaf.value] for leaf in leaves}
     return fold_constants(graph, tensors)
+
+
+def _forget_fakes(watched: list[weakref.ref[Any]]) -> None:
+    """Empty the function caches of the model's code if a tensor without data was left in one.
+
+    Code such as `@lru_cache def position_index(window): ...` keeps what it made during the trace, and the caller's next
+    real run would find it there.
+    """
+    if any(ref() is not None for ref in watched):
+        gc.collect()
+    if any(ref() is not None for ref in watched):
+        for item in gc.get_objects():
+            if isinstance(item, functools._lru_cache_wrapper) and item.cache_info().currsize:
+                if not str(getattr(item, "__module__", "")).startswith(
+                    ("torch.", "secateurs.", "functools", "re", "typing")
+                ):
+                    item.cache_clear()
 
 
 @contextmanager
@@ -218,9 +249,9 @@ def _number_inputs(tape: Tape, model: nn.Module, args: tuple[Any, ...], kwargs: 
     parameters = _positional_names(model, len(args))
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         if isinstance(leaf, Tensor):
-            place = path[1:]
-            first = parameters[path[1].idx] if path[0].idx == 0 else str(path[1].key)  # type: ignore[union-attr]
-            names.append(Input(first + pytree.keystr(place[1:]), tape.add_value(leaf, None)))
+            keys: list[Any] = list(path)
+            first = parameters[keys[1].idx] if keys[0].idx == 0 else str(keys[1].key)
+            names.append(Input(first + pytree.keystr(path[2:]), tape.add_value(leaf, None)))
     return tuple(names)
 
 
@@ -240,7 +271,7 @@ def _unread(model: nn.Module, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:
     rest: list[Leaf] = []
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
-            if name not in read:
+            if name not in read and name not in getattr(model, "constant_names", ()):
                 rest.append(Leaf(name, (name,), kind, -1, tuple(tensor.shape), tensor.dtype))  # type: ignore[arg-type]
     return tuple(rest)
 
@@ -257,9 +288,10 @@ def _name_leaves(model: nn.Module, tape: Tape) -> tuple[tuple[Leaf, ...], dict[s
         kinds.setdefault(id(tensor), "buffer")
     leaves: list[Leaf] = []
     constants: dict[str, Tensor] = {}
+    held = set(getattr(model, "constant_names", ()))
     for index, tensor in tape.found.items():
-        kind = kinds.get(id(tensor), "constant")
-        alias = tuple(names.get(id(tensor), (f"constant.{len(constants)}",)))
+        alias = tuple(names.get(id(tensor), (f"constant.{len(held)}.{len(constants)}",)))
+        kind = "constant" if alias[0] in held else kinds.get(id(tensor), "constant")
         if kind == "constant":
             if isinstance(tensor, FakeTensor):
                 raise CaptureError(explain("The model makes a tensor that tracing can not see", evidence=str(tensor)))

@@ -99,21 +99,25 @@ def peak_memory(graph: Graph, shapes: Mapping[int, tuple[int, ...]] | None = Non
     for value in graph.outputs:
         last[graph.values[value].storage] = len(graph.nodes)
     size: dict[int, int] = {}
-    for value in graph.values:
-        shape = (shapes or {}).get(value.index, value.shape)
-        if value.storage not in held:
-            size[value.storage] = max(size.get(value.storage, 0), prod(shape) * value.dtype.itemsize)
-    live = {graph.values[item.value].storage for item in graph.inputs}
+    for item in graph.values:
+        shape = (shapes or {}).get(item.index, item.shape)
+        if item.storage not in held:
+            size[item.storage] = max(size.get(item.storage, 0), prod(shape) * item.dtype.itemsize)
+    ending: dict[int, list[int]] = {}
+    for storage, index in last.items():
+        ending.setdefault(index, []).append(storage)
+    live = {graph.values[entry.value].storage for entry in graph.inputs}
     total = sum(size.get(storage, 0) for storage in live)
     peak = total
     for node in graph.nodes:
         for out in node.outputs:
-            storage = graph.values[out].storage if out is not None else None
-            if storage is not None and storage not in held and storage not in live:
-                live.add(storage)
-                total += size[storage]
+            made = graph.values[out].storage if out is not None else None
+            if made is not None and made not in held and made not in live:
+                live.add(made)
+                total += size[made]
         peak = max(peak, total)
-        for storage in [item for item in live if last.get(item, -1) <= node.index]:
-            live.remove(storage)
-            total -= size.get(storage, 0)
+        for storage in ending.get(node.index, ()):
+            if storage in live:
+                live.remove(storage)
+                total -= size.get(storage, 0)
     return peak

@@ -98,4 +98,5 @@ PRICES: dict[str, Pricer] = {
 
 def terms(graph: Graph) -> list[Term]:
     """Every product of sizes that the graph's MACs are the sum of."""
-    return [term for node in graph.nodes for term in PRICES.get(base_name(node.op), lambda g, n: ())(graph, node)]
+    priced = [(node, PRICES.get(base_name(node.op))) for node in graph.nodes]
+    return [term for node, price in priced if price is not None for term in price(graph, node)]

@@ -28,6 +28,8 @@ def contract(c: Coupler, node: Node, a: int, left: str, b: int, right: str, out:
             )
         else:
             ids = ids_a if ids_a is not None else ids_b
+        if ids is not None and name not in names_out and a in c.static and b in c.static:
+            c.change(ids, f"{node.where} measures the weights themselves over it")
         if ids is not None and name in names_out:
             result.append(spread(ids, names_out.index(name), len(names_out)))
         elif ids is not None and (name in sizes_a) != (name in sizes_b):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.capture.graph import Graph, Leaf
@@ -16,10 +16,8 @@ from secateurs.couple.group import ChannelGroup, Groups, Ints, Member
 from secateurs.couple.rules import apply_rule
 from secateurs.couple.solve import reasons, solve, unique_layers, unit_dim
 
-Unit = Literal["heads", "head_dim"]
 
-
-def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: Unit = "heads") -> Groups:
+def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "heads") -> Groups:
     """Which indices of which leaves live and die together.
 
     `exclude` keeps whole what matches: a glob on module or parameter names (`"layer4.*"`), or a module class; it pins the
@@ -47,7 +45,7 @@ def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: Unit = "he
     return _groups(c, graph, axes)
 
 
-def _exclude(c: Coupler, graph: Graph, patterns: list[str | type], axes: dict[tuple[int, int], object]) -> None:
+def _exclude(c: Coupler, graph: Graph, patterns: list[str | type], axes: dict[tuple[int, int], Tensor]) -> None:
     for pattern in patterns:
         matched = [leaf for leaf in graph.leaves if _matches(graph, leaf, pattern)]
         if not matched:
@@ -65,7 +63,7 @@ def _exclude(c: Coupler, graph: Graph, patterns: list[str | type], axes: dict[tu
             for dim in range(len(leaf.shape)):
                 ids = axes.get((leaf.value, dim))
                 if ids is not None and (leaf.value, dim) not in c.consumers:
-                    c.freeze(ids, f"excluded by {pattern if isinstance(pattern, str) else pattern.__name__!r}")  # type: ignore[arg-type]
+                    c.freeze(ids, f"excluded by {pattern if isinstance(pattern, str) else pattern.__name__!r}")
 
 
 def _matches(graph: Graph, leaf: Leaf, pattern: str | type) -> bool:
@@ -79,18 +77,18 @@ def _matches(graph: Graph, leaf: Leaf, pattern: str | type) -> bool:
     return False
 
 
-def _groups(c: Coupler, graph: Graph, axes: dict[tuple[int, int], object]) -> Groups:
+def _groups(c: Coupler, graph: Graph, axes: dict[tuple[int, int], Tensor]) -> Groups:
     labels = solve(c)
     rows = _rows(c, labels)
     frozen, frozen_texts = reasons(labels, c.frozen)
     changed, changed_texts = reasons(labels, c.inexact)
-    leaf_rows = {key: labels[ids.numpy()] for key, ids in axes.items()}  # type: ignore[attr-defined]
+    leaf_rows = {key: labels[ids.numpy()] for key, ids in axes.items()}
     count = int(labels.max()) + 1 if labels.size else 0
     owned = np.zeros(count, dtype=bool)
     order = np.full(count, np.iinfo(np.int64).max)
-    for place, found in enumerate(leaf_rows.values()):
+    for position, found in enumerate(leaf_rows.values()):
         owned[found] = True
-        np.minimum.at(order, found, place * 10_000_000 + np.arange(found.size))
+        np.minimum.at(order, found, position * 10_000_000 + np.arange(found.size))
     kind = _signatures(count, [*rows.values(), *leaf_rows.values()])
     shown = np.flatnonzero(owned & (frozen != -2))
     key = np.stack([kind[shown], frozen[shown]])

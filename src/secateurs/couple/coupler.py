@@ -53,6 +53,10 @@ class Coupler:
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.node: int = -1
         self.inexact_nodes: set[int] = set()
+        self.static: set[int] = {leaf.value for leaf in graph.leaves}
+        for node in graph.nodes:
+            if all(value in self.static for value in node.inputs):
+                self.static.update(out for out in node.outputs if out is not None)
 
     # ids ---------------------------------------------------------------------------------------------------------
 

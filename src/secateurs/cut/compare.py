@@ -32,9 +32,9 @@ def compare(predicted: Graph, found: Graph) -> int:
     same: dict[int, int] = {}
     leaves = {name: leaf for leaf in found.leaves for name in leaf.names}
     for leaf in predicted.leaves:
-        twin = leaves.get(leaf.name)
-        if leaf.kind == "constant" and (twin is None or twin.kind == "constant"):
+        if leaf.kind == "constant":
             continue
+        twin = leaves.get(leaf.name)
         if twin is None or twin.shape != leaf.shape:
             shape = None if twin is None else twin.shape
             raise Difference(explain("A tensor of the cut module is not as predicted", where=f"`{leaf.name}`", evidence=f"shape {leaf.shape} predicted, {shape} found"), None)  # fmt: skip

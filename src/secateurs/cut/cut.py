@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, PlanError, ProofError, explain
 from secateurs.capture.graph import Graph
-from secateurs.capture.trace import capture, check_inputs
+from secateurs.capture.trace import capture, check_inputs, plain_output
 from secateurs.choose.plan import Plan
 from secateurs.cost.count import count_graph
 from secateurs.cost.predict import CostModel
@@ -94,7 +94,7 @@ def apply(
     form: str = "auto",
 ) -> Made:
     """Make the smaller module, native if it can be, without proving it."""
-    groups = groups or couple(capture(model, args, kwargs=keywords), unit=plan.unit)  # type: ignore[arg-type]
+    groups = groups or couple(capture(model, args, kwargs=keywords), unit=plan.unit)
     graph = groups.graph
     if graph.hash != plan.graph_hash:
         raise PlanError(
@@ -210,8 +210,6 @@ def _loses(name: str, made: Made) -> bool:
 
 def _check_as_it_runs(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor]) -> None:
     """The module called as a caller calls it gives the proven numbers, up to its own precision."""
-    from secateurs.capture.trace import plain_output
-
     given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
     result = plain_output(model(*given_args, **given_keywords))
     tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]

@@ -43,6 +43,8 @@ class GraphModule(nn.Module):
         for leaf in graph.leaves:
             tensor = graph.constants[leaf.name] if leaf.kind == "constant" else tensors[leaf.name]
             self._hold(leaf.value, leaf.name, leaf.kind, tensor)
+        self.constant_names = tuple(graph.constants)
+        """Buffers that are part of the program, not of the weights; captured again, they stay constants."""
         self._norms = self._make_norms()
         self._done = last_use(graph.nodes, graph.outputs)
         self._inputs = [item.value for item in graph.inputs]
@@ -89,7 +91,7 @@ class GraphModule(nn.Module):
         parent, _, last = path.rpartition(".")
         owner = self.get_submodule(parent)
         old = owner.get_submodule(last)
-        norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[union-attr, index, arg-type]
+        norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[index, union-attr, arg-type]
         for key in mine:
             setattr(norm, key, getattr(old, key))
             self._paths[mine[key]] = (norm, key)

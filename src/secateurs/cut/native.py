@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateurs.capture.graph import Graph, Node
@@ -59,8 +58,8 @@ def repair_known(model: nn.Module) -> None:
         elif isinstance(module, nn.PReLU):
             module.num_parameters = shape[0]
         elif isinstance(module, nn.RNNBase):
-            module.hidden_size = module.weight_hh_l0.shape[1]
-            module.input_size = module.weight_ih_l0.shape[1]
+            module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
+            module.input_size = module.get_parameter("weight_ih_l0").shape[1]
 
 
 def repair_named(model: nn.Module, old: Graph, new: Graph) -> None:
@@ -130,6 +129,3 @@ def _integers(tree: Any) -> Iterator[int]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from _integers(item)
-
-
-__all__ = ["changed_sizes", "repair_guessed", "repair_known", "repair_named", "sliced_copy", "torch"]

@@ -133,7 +133,7 @@ def _shape_argument(cut: Cutting, node: Node, given: dict[str, Any]) -> Node:
     name = "shape" if "shape" in given else "size"
     if not isinstance(given.get(name), (list, tuple)):
         return node
-    return with_arguments(node, **{name: _sizes(list(given[name]), cut.new(node.outputs[0] or 0))})
+    return with_arguments(node, None, **{name: _sizes(list(given[name]), cut.new(node.outputs[0] or 0))})
 
 
 @rewrites("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
@@ -221,7 +221,7 @@ def _slice(cut: Cutting, node: Node, given: dict[str, Any]) -> Node:
     return _index_select(cut, node, dim, positions)
 
 
-@rewrites("roll", "channel_shuffle", "native_channel_shuffle", "index_select", "index")
+@rewrites("roll", "index_select", "index")
 def _moved(cut: Cutting, node: Node, given: dict[str, Any]) -> Node:
     x, out = node.inputs[0], node.outputs[0] or 0
     owned = [dim for dim in range(len(cut.old(x))) if cut.kept(x, dim) is not None]
@@ -237,11 +237,11 @@ def _acts_along(node: Node, given: dict[str, Any], dim: int, rank: int) -> bool:
     name = base_name(node.op)
     if name == "aten.roll":
         dims = given["dims"]
-        return not dims or dim in [d % rank for d in dims]
+        return not dims or dim in {int(d) % rank for d in dims}
     if name == "aten.index":
         return dim < len(given["indices"]) and given["indices"][dim] is not None
     if name == "aten.index_select":
-        return dim == given["dim"] % rank
+        return bool(dim == given["dim"] % rank)
     return dim == 1
 
 
@@ -257,7 +257,7 @@ def moved_positions(cut: Cutting, node: Node, dim: int) -> Ints:
     kept_out = cut.kept(out, dim)
     kept_in = cut.kept(x, dim)
     source = found if kept_out is None else found[kept_out]
-    return source if kept_in is None else np.searchsorted(kept_in, source)
+    return np.asarray(source if kept_in is None else np.searchsorted(kept_in, source))
 
 
 def _index_select(cut: Cutting, node: Node, dim: int, positions: Ints) -> Node:

@@ -19,10 +19,10 @@ def convolution(c: Coupler, node: Node) -> None:
         transposed_convolution(c, node)
         return
     x, w, bias, groups = given["input"].value, given["weight"].value, value(given["bias"]), given["groups"]
-    spatial = _spatial(c, node, x, w)
     _freeze_taps(c, w)
     channel = len(c.shape(x)) - len(c.shape(w)) + 1
     ids_in, out, weight_in = c.along(x, channel), c.along(w, 0), c.along(w, 1)
+    spatial = _spatial(c, node, x, w)
     c.consumers.add((w, 1))
     if groups == 1:
         c.pair(ids_in, weight_in, f"{node.where} reads channels that can not go")
@@ -38,10 +38,10 @@ def transposed_convolution(c: Coupler, node: Node) -> None:
     """Transposed convolution: the weight is `[in, out / groups, ..]`."""
     given = arguments(node)
     x, w, bias, groups = given["input"].value, given["weight"].value, value(given["bias"]), given["groups"]
-    spatial = _spatial(c, node, x, w)
     _freeze_taps(c, w)
     channel = len(c.shape(x)) - len(c.shape(w)) + 1
     ids_in, weight_in, out = c.along(x, channel), c.along(w, 0), c.along(w, 1)
+    spatial = _spatial(c, node, x, w)
     c.consumers.add((w, 0))
     c.pair(ids_in, weight_in, f"{node.where} reads channels that can not go")
     if groups > 1:
@@ -116,6 +116,10 @@ def _spatial(c: Coupler, node: Node, x: int, w: int) -> list[Layer]:
 def window(c: Coupler, node: Node, x: int, dims: Any, out: int, *, pointlike: bool = False) -> list[Layer]:
     """What passes through an operator that looks at neighbours along `dims`."""
     kept: list[Layer] = []
+    for layer in c.of(x):
+        outside = [dim for dim in varying(layer) if dim not in dims]
+        if outside and len(varying(layer)) > len(outside):
+            c.along(x, outside[0])
     for dim in dims:
         ids = c.along(x, dim)
         if ids is None:

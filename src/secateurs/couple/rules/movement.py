@@ -30,10 +30,10 @@ def shrink(ids: Tensor) -> Layer:
 @rule(
     "aten.permute", "aten.transpose", "aten.t", "aten.unsqueeze", "aten.squeeze", "aten.select", "aten.slice", "aten.narrow",
     "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.roll",
-    "aten.index_select", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.channel_shuffle", "aten.repeat",
+    "aten.index_select", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.repeat",
     "aten.repeat_interleave", "aten.tile", "aten.movedim", "aten.swapaxes", "aten.swapdims", "aten.unfold",
     "aten.moveaxis", "aten.numpy_T", "aten.mT", "aten.adjoint",
-    "aten.split_copy", "aten.unsafe_split", "aten.unsafe_chunk", "aten.native_channel_shuffle", "aten.hsplit",
+    "aten.split_copy", "aten.unsafe_split", "aten.unsafe_chunk", "aten.hsplit",
     "aten.view_as_complex", "aten.view_as_real", "aten.real", "aten.imag",
 )  # fmt: skip
 def moved(c: Coupler, node: Node) -> None:
@@ -51,6 +51,16 @@ def moved(c: Coupler, node: Node) -> None:
                 results[position].append(small)
     for out, layers in zip(node.outputs, results, strict=True):
         c.put(out, layers)
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def shuffled(c: Coupler, node: Node) -> None:
+    """`[groups, width]` transposed: the same positions go from every group, so that the shuffle stays the same."""
+    ids = c.along(node.inputs[0], 1)
+    if ids is not None:
+        rows = ids.reshape(arguments(node)["groups"], -1)
+        c.tie(rows, rows[:1])
+    moved(c, node)
 
 
 def _known(c: Coupler, ref: Ref) -> Tensor:

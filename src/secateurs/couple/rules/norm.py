@@ -51,7 +51,7 @@ def group_norm(c: Coupler, node: Node) -> None:
     """One group: like layer norm. Groups of one channel: exact. Otherwise whole groups go."""
     given = arguments(node)
     x = given["input"].value
-    groups = given.get("num_groups", given.get("group"))
+    groups = int(given["num_groups"] if "num_groups" in given else given["group"])
     channels = c.shape(x)[1]
     ids = c.along(x, 1)
     for name in ("weight", "bias"):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from secateurs.capture.graph import Node
 from secateurs.couple.contract import contract
-from secateurs.couple.coupler import Coupler, spread
+from secateurs.couple.coupler import Coupler, Layer, spread
+from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.registry import arguments, rule, value
 
 
-def add_bias(c: Coupler, node: Node, layers: list[object], bias: int | None, dim: int, rank: int) -> None:
+def add_bias(c: Coupler, node: Node, layers: list[Layer], bias: int | None, dim: int, rank: int) -> None:
     """The bias has one entry per output channel: tie it to the layer along `dim`."""
     if bias is None:
         return
-    ids = next((layer.reshape(-1) for layer in layers if layer.shape[dim] > 1), None)  # type: ignore[attr-defined]
+    ids = next((layer.reshape(-1) for layer in layers if layer.shape[dim] > 1), None)
     c.pair(ids, c.along(bias, 0), f"{node.where} adds it to channels that can not go")
 
 
@@ -27,7 +28,7 @@ def linear(c: Coupler, node: Node) -> None:
         layers = contract(c, node, x, f"{lead} i", w, "i", lead)
     else:
         layers = contract(c, node, x, f"{lead} i", w, "o i", f"{lead} o")
-        add_bias(c, node, layers, bias, len(c.shape(x)) - 1, len(c.shape(x)))  # type: ignore[arg-type]
+        add_bias(c, node, layers, bias, len(c.shape(x)) - 1, len(c.shape(x)))
     c.put(node.outputs[0], layers)
 
 
@@ -53,8 +54,6 @@ def product_names(rank_a: int, rank_b: int) -> tuple[str, str, str]:
 @rule("aten.addmm", "aten.baddbmm")
 def addmm(c: Coupler, node: Node) -> None:
     """`y = beta * input + alpha * (a @ b)`."""
-    from secateurs.couple.pointwise import pointwise
-
     values = list(arguments(node).values())
     bias, a, b = (item.value for item in values[:3])
     out = node.outputs[0]

@@ -7,7 +7,7 @@ from typing import Any
 from secateurs.capture.graph import Node
 from secateurs.couple.coupler import Coupler, Layer, varying
 from secateurs.couple.rules.convolution import window
-from secateurs.couple.rules.registry import arguments, rule
+from secateurs.couple.rules.registry import arguments, base_name, elementwise_node, rule
 
 STATISTICS = (
     "mean",
@@ -64,8 +64,6 @@ def statistic(c: Coupler, node: Node) -> None:
     """Means, extremes and norms over an owned axis are taken over what is left of it."""
     given = arguments(node)
     if len(node.inputs) == 2 or ("other" in given):
-        from secateurs.couple.rules.registry import elementwise_node
-
         elementwise_node(c, node)
         return
     x = node.inputs[0]
@@ -131,8 +129,6 @@ POOLS = {
 @rule(*POOLS)
 def pooling(c: Coupler, node: Node) -> None:
     """Windows and interpolation over the last dimensions; channels pass."""
-    from secateurs.couple.rules.registry import base_name
-
     x = node.inputs[0]
     rank = len(c.shape(x))
     dims = range(rank - POOLS[base_name(node.op)], rank)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(op: str) -> tuple[tuple[str, Any, bool], ...]:
     schema = operator(op)._schema
     return tuple(
@@ -56,14 +56,14 @@ def value(item: Any) -> int | None:
     return item.value if isinstance(item, Ref) else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def base_name(op: str) -> str:
     """`aten.add_.Tensor` -> `aten.add`: no overload, no in-place underscore."""
     namespace, name = op.split(".")[:2]
     return f"{namespace}.{name.rstrip('_') if not name.startswith('_') else '_' + name.strip('_')}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_pointwise(op: str) -> bool:
     return torch.Tag.pointwise in operator(op).tags
 
