@@ -60,6 +60,16 @@ def test_learns_and_reports() -> None:
     assert f"{metrics[-1]:.4f}" in str(result)
 
 
+def test_progress_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    finetune(plain(), loader(points()), FineTune(epochs=2))
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "epoch 2/2" in shown.err
+    assert "6/6" in shown.err
+    finetune(plain(), loader(points()), FineTune(epochs=2, progress=False))
+    assert capfd.readouterr().err == ""
+
+
 def test_history_loss_is_the_mean_over_rows() -> None:
     batches = [(x, y) for x, y in loader(points(20), shuffle=False)]  # 8, 8 and 4 rows
     model = plain()
@@ -271,6 +281,8 @@ def test_contradictions_are_refused() -> None:
         finetune(plain(), data, FineTune(patience=1))
     with pytest.raises(InputError, match="Both"):
         finetune(plain(), data, evaluate=lambda model: 0.0, validation=data)
+    with pytest.raises(TrainError, match="data is empty"):
+        finetune(plain(), [])
     with pytest.raises(InputError, match="no parameter to train"):
         finetune(plain().requires_grad_(False), data)
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):

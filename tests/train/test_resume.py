@@ -90,6 +90,20 @@ def test_a_finished_run_gives_its_result_again(tmp_path: Path) -> None:
     assert (tmp_path / checkpoint.FILE).read_bytes() == before
 
 
+def test_the_end_is_stored_whatever_the_interval(tmp_path: Path) -> None:
+    steps = 0
+
+    def counted(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        return torch.nn.functional.cross_entropy(outputs, target)
+
+    config = FineTune(epochs=2, checkpoint_epochs=5, loss=counted, progress=False)
+    for _ in range(2):
+        finetune(plain(), loader(points()), config, folder=tmp_path)
+    assert steps == 6
+
+
 def test_starting_over_replaces_the_checkpoint(tmp_path: Path) -> None:
     data = loader(points())
     finetune(plain(), data, QUIET, folder=tmp_path)

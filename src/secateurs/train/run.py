@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor, nn
@@ -115,7 +116,8 @@ class Run:
         if self.progress.finished:
             return
         columns = (TextColumn("fine-tune {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, disable=not self.config.progress or not self.fabric.is_global_zero) as bar:
+        hidden = not self.config.progress or not self.fabric.is_global_zero
+        with Bar(*columns, console=Console(stderr=True), disable=hidden) as bar:
             steps = self.config.epochs * self.batches.length
             task = bar.add_task("", total=steps, completed=self._step_number)
             while not self.progress.finished:
