@@ -1,8 +1,8 @@
 """The tape: every ATen operator that a model calls, written down while it runs.
 
 The tape sits at PyTorch's pre-dispatch level, where composite operators such as `conv2d`, `linear` and
-`scaled_dot_product_attention` have not been taken apart yet. That is the level `torch.export` works at, so both give the
-same operators; `docs/decisions.md` says why this house records them itself.
+`scaled_dot_product_attention` have not been taken apart yet. That is the level `torch.export` works at, so both give
+the same operators; `docs/decisions.md` says why this house records them itself.
 """
 
 from __future__ import annotations

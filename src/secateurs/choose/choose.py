@@ -173,8 +173,9 @@ def _nothing_free(groups: Groups) -> str:
 def _unreachable(groups: Groups, model: CostModel, limits: Mapping[str, float], least: Bools) -> str:
     missed = {m: (model.metric(m, least), limit) for m, limit in limits.items() if model.metric(m, least) > limit}
     whole = np.ones(groups.units, dtype=np.bool_)
+    original = model.counts(whole)
     parts = [
-        f"{metric}: at least {low:,} ({low / max(model.metric(metric, whole), 1):.1%} of the original), asked for {limit:,.0f}"
+        f"{metric}: at least {low:,} ({low / max(original[metric], 1):.1%} of the original), asked for {limit:,.0f}"
         for metric, (low, limit) in missed.items()
     ]
     held = sorted(model.macs_by_node(least).items(), key=lambda item: -item[1])[:3]

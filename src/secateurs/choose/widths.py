@@ -13,8 +13,8 @@ from secateurs.couple.group import ChannelGroup
 class Widths:
     """Which widths a group may take.
 
-    `multiple`: kept channels are a multiple of this (rounded to the nearest, half up), except that a group left whole is
-    left alone and one narrower than the multiple loses nothing. `min_width`: at least this many channels stay.
+    `multiple`: kept channels are a multiple of this (rounded to the nearest, half up), except that a group left whole
+    is left alone and one narrower than the multiple loses nothing. `min_width`: at least this many channels stay.
     `floor`: at least this fraction of every group stays. One unit always stays.
     """
 

@@ -20,8 +20,8 @@ from secateurs.couple.solve import reasons, solve, unique_layers, unit_dim
 def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "heads") -> Groups:
     """Which indices of which leaves live and die together.
 
-    `exclude` keeps whole what matches: a glob on module or parameter names (`"layer4.*"`), or a module class; it pins the
-    channels that these modules produce. `unit` decides what goes from attention: whole heads, or columns of every head.
+    `exclude` keeps whole what matches: a glob on module or parameter names (`"layer4.*"`), or a module class; it pins
+    the channels that these modules produce. `unit` decides what goes from attention: whole heads, or columns of every head.
 
     Raises `UnknownNameError` for an exclusion that matches nothing.
     """

@@ -12,7 +12,8 @@ from secateurs.capture.graph import Graph, Node, Ref, refs
 from secateurs.couple.rules.registry import arguments, base_name
 
 SIZES = {
-    "view": "size", "_unsafe_view": "size", "reshape": "shape", "expand": "size", "broadcast_to": "size", "unflatten": "sizes",
+    "view": "size", "_unsafe_view": "size", "reshape": "shape", "expand": "size", "broadcast_to": "size",
+    "unflatten": "sizes",
     "zeros": "size", "ones": "size", "full": "size", "empty": "size", "new_zeros": "size", "new_ones": "size",
     "new_full": "size", "new_empty": "size", "layer_norm": "normalized_shape", "rms_norm": "normalized_shape",
 }  # fmt: skip
@@ -37,7 +38,9 @@ def compare(predicted: Graph, found: Graph) -> int:
         twin = leaves.get(leaf.name)
         if twin is None or twin.shape != leaf.shape:
             shape = None if twin is None else twin.shape
-            raise Difference(explain("A tensor of the cut module is not as predicted", where=f"`{leaf.name}`", evidence=f"shape {leaf.shape} predicted, {shape} found"), None)  # fmt: skip
+            what = "A tensor of the cut module is not as predicted"
+            evidence = f"shape {leaf.shape} predicted, {shape} found"
+            raise Difference(explain(what, where=f"`{leaf.name}`", evidence=evidence), None)
         same[leaf.value] = twin.value
     if len(predicted.inputs) != len(found.inputs):
         raise Difference(explain("The cut module takes other inputs"), None)
@@ -48,7 +51,9 @@ def compare(predicted: Graph, found: Graph) -> int:
     if len(predicted.nodes) != len(found.nodes):
         shorter = min(len(predicted.nodes), len(found.nodes))
         extra = (predicted.nodes if len(predicted.nodes) > shorter else found.nodes)[shorter]
-        raise Difference(explain("The cut module runs another number of operators", where=extra.where, evidence=f"{len(predicted.nodes)} predicted, {len(found.nodes)} found"), None)  # fmt: skip
+        evidence = f"{len(predicted.nodes)} predicted, {len(found.nodes)} found"
+        what = "The cut module runs another number of operators"
+        raise Difference(explain(what, where=extra.where, evidence=evidence), None)
     for a, b in zip(predicted.outputs, found.outputs, strict=True):
         if not constants.match(a, b):
             raise Difference(explain("The cut module returns other values"), None)
@@ -89,7 +94,8 @@ def _compare_node(predicted: Graph, found: Graph, ours: Node, theirs: Node, cons
         if x is None or y is None:
             continue
         if predicted.values[x].shape != found.values[y].shape:
-            raise Difference(_message(ours, theirs, f"shape {predicted.values[x].shape} predicted, {found.values[y].shape} found"), ours)  # fmt: skip
+            evidence = f"shape {predicted.values[x].shape} predicted, {found.values[y].shape} found"
+            raise Difference(_message(ours, theirs, evidence), ours)
         constants.same[x] = y
 
 
@@ -117,8 +123,9 @@ def _span(graph: Graph, node: Node, given: dict[str, Any]) -> dict[str, Any]:
     if "length" in given:
         first, last, step = given["start"], given["start"] + given["length"], 1
     else:
-        first, last, step = slice(given["start"], given["end"]).indices(shape[dim])[:2] + (given["step"],)
-    return {"self": x, "dim": dim, "span": list(range(first, last, step))[:1] + [step]}
+        first, last, _ = slice(given["start"], given["end"]).indices(shape[dim])
+        step = given["step"]
+    return {"self": x, "dim": dim, "span": [*range(first, last, step)[:1], step]}
 
 
 def _equal(a: Any, b: Any, constants: _Constants) -> bool:

@@ -47,8 +47,8 @@ def cut(model: nn.Module, plan: Plan, example_inputs: Any, kwargs: Mapping[str, 
     """A new, smaller model without what `plan` removes; `model` is not touched.
 
     The result is of the caller's own class with smaller tensors, or, where that class can not run with them, a
-    `GraphModule`. Eval mode. Raises `PlanError` if the plan was made for another model and `ProofError`, naming the first
-    node that differs, if the result does not compute what the original computes with those channels silenced.
+    `GraphModule`. Eval mode. Raises `PlanError` if the plan was made for another model and `ProofError`, naming the
+    first node that differs, if the result does not compute what the original computes with those channels silenced.
     """
     return cut_detailed(model, plan, example_inputs, kwargs).model
 

@@ -22,9 +22,7 @@ def sliced_copy(model: nn.Module, slicer: Slicer) -> nn.Module:
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         data = slicer(name, parameter.detach())
-        memo[id(parameter)] = nn.Parameter(
-            data.clone() if data is parameter.detach() else data.clone(), parameter.requires_grad
-        )
+        memo[id(parameter)] = nn.Parameter(data.clone(), parameter.requires_grad)
     for name, buffer in model.named_buffers():
         memo.setdefault(id(buffer), slicer(name, buffer.detach()).clone())
     for module in model.modules():

@@ -236,7 +236,8 @@ def difference(ours: list[Tensor], theirs: list[Tensor], names: list[str], what:
             raise ProofError(
                 explain(
                     f"{what}: output {name} differs",
-                    evidence=f"largest difference {float(gap.max()):.3g} on values up to {scale:.3g}, tolerance {tolerance:.0e}",
+                    evidence=f"largest difference {float(gap.max()):.3g} on values up to {scale:.3g}, "
+                    f"tolerance {tolerance:.0e}",
                 )
             )
         worst = max(worst, apart)

@@ -65,8 +65,8 @@ def score(
 ) -> dict[str, Tensor]:
     """Scores `{group name: Tensor[size]}` for every free group, float64; higher = keep.
 
-    `criterion` is a registered name or a function `(group, context) -> Tensor[size]`. `combine` merges the scores of the
-    layers that are coupled in a group (`mean`, `sum`, `max`, `min`, `geometric_mean`); `normalize` makes groups
+    `criterion` is a registered name or a function `(group, context) -> Tensor[size]`. `combine` merges the scores of
+    the layers that are coupled in a group (`mean`, `sum`, `max`, `min`, `geometric_mean`); `normalize` makes groups
     comparable with each other (`mean`: divide by the group's mean, `max`, `sum`, `l2`, `none`).
 
     Raises `UnknownNameError` for an unknown name and `InputError` for scores that are not finite or of the wrong size.
@@ -84,12 +84,13 @@ def score(
     with torch.no_grad():
         for group in groups.free:
             raw = rule(group, context)
-            if tuple(raw.shape) != (group.size,) or not bool(torch.isfinite(raw).all()):
+            broken = int((~torch.isfinite(raw)).sum())
+            if tuple(raw.shape) != (group.size,) or broken:
                 raise InputError(
                     explain(
                         f"The criterion {criterion!r} gives no usable scores",
                         where=f"group `{group.name}`",
-                        evidence=f"shape {tuple(raw.shape)} for {group.size} units, {int((~torch.isfinite(raw)).sum())} not finite",
+                        evidence=f"shape {tuple(raw.shape)} for {group.size} units, {broken} not finite",
                         next_step="check the weights, or the criterion if it is your own",
                     )
                 )

@@ -40,7 +40,7 @@ def prelu(c: Coupler, node: Node) -> None:
 
 @rule("aten.glu")
 def glu(c: Coupler, node: Node) -> None:
-    """`a * sigmoid(b)` where `a`, `b` are the halves of `x` along `dim`: index i of one half dies with i of the other."""
+    """`a * sigmoid(b)` where `a`, `b` are the halves of `x` along `dim`: index i of one dies with i of the other."""
     given = arguments(node)
     x, dim = given["self"].value, given["dim"] % len(c.shape(given["self"].value))
     ids = c.along(x, dim)

@@ -28,7 +28,8 @@ def shrink(ids: Tensor) -> Layer:
 
 
 @rule(
-    "aten.permute", "aten.transpose", "aten.t", "aten.unsqueeze", "aten.squeeze", "aten.select", "aten.slice", "aten.narrow",
+    "aten.permute", "aten.transpose", "aten.t", "aten.unsqueeze", "aten.squeeze", "aten.select", "aten.slice",
+    "aten.narrow",
     "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.roll",
     "aten.index_select", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.repeat",
     "aten.repeat_interleave", "aten.tile", "aten.movedim", "aten.swapaxes", "aten.swapdims", "aten.unfold",
@@ -42,8 +43,8 @@ def moved(c: Coupler, node: Node) -> None:
     shape = c.shape(x)
     results: list[list[Layer]] = [[] for _ in node.outputs]
     for layer in c.of(x):
-        full = layer.expand(shape)
-        args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: full if ref.value == x else _known(c, ref))
+        ids = {x: layer.expand(shape)}
+        args, kwargs = map_refs((node.args, dict(node.kwargs)), partial(_ids_or_known, c, ids))
         found = operator(node.op)(*args, **kwargs)
         for position, ids in enumerate(found if isinstance(found, (list, tuple)) else [found]):
             small = c.pin(shrink(ids), node)
