@@ -68,7 +68,7 @@ class Coupler:
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Elementwise: the two live and die together. Shapes broadcast."""
         if a is not b:
-            a, b = torch.broadcast_tensors(a, b)
+            a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
             self.ties.append((a.reshape(-1), b.reshape(-1)))
 
     def freeze(self, ids: Tensor, why: str) -> None:

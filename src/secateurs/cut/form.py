@@ -17,9 +17,11 @@ from secateurs.couple.rules.registry import arguments, base_name
 from secateurs.cut.batch import scale_sizes
 from secateurs.cut.text import graph_from_json, graph_to_json
 
-TRAINING_FLAGS = {"aten.dropout": "train", "aten.feature_dropout": "train", "aten.alpha_dropout": "train", "aten.lstm": "train",
-                  "aten.gru": "train", "aten.rnn_tanh": "train", "aten.rnn_relu": "train", "aten.feature_alpha_dropout": "train",
-                  "aten.rrelu": "training"}  # fmt: skip
+TRAINING_FLAGS = {
+    "aten.dropout": "train", "aten.feature_dropout": "train", "aten.alpha_dropout": "train",
+    "aten.feature_alpha_dropout": "train", "aten.lstm": "train", "aten.gru": "train", "aten.rnn_tanh": "train",
+    "aten.rnn_relu": "train", "aten.rrelu": "training",
+}  # fmt: skip
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):

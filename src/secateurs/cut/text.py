@@ -45,8 +45,8 @@ def graph_to_json(graph: Graph) -> str:
 def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
     """The graph back. `tensors` holds the constants, among others.
 
-    Raises `ArtifactError` for text that is not such a graph, names an operator outside PyTorch's own namespaces, or refers
-    to values and tensors that are not there.
+    Raises `ArtifactError` for text that is not such a graph, names an operator outside PyTorch's own namespaces, or
+    refers to values and tensors that are not there.
     """
     try:
         data: dict[str, Any] = json.loads(text)

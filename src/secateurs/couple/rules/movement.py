@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from math import prod
 
 import torch
@@ -62,6 +64,10 @@ def shuffled(c: Coupler, node: Node) -> None:
         rows = ids.reshape(arguments(node)["groups"], -1)
         c.tie(rows, rows[:1])
     moved(c, node)
+
+
+def _ids_or_known(c: Coupler, ids: Mapping[int, Tensor], ref: Ref) -> Tensor:
+    return ids[ref.value] if ref.value in ids else _known(c, ref)
 
 
 def _known(c: Coupler, ref: Ref) -> Tensor:

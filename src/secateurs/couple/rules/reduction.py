@@ -121,8 +121,10 @@ POOLS = {
         ("nearest1d", 1), ("nearest2d", 2), ("nearest3d", 3), ("linear1d", 1), ("bilinear2d", 2), ("trilinear3d", 3),
         ("bicubic2d", 2),
     )},
-    **{f"aten._upsample_{mode}": n for mode, n in (("nearest_exact1d", 1), ("nearest_exact2d", 2), ("nearest_exact3d", 3),
-       ("bilinear2d_aa", 2), ("bicubic2d_aa", 2))},
+    **{f"aten._upsample_{mode}": n for mode, n in (
+        ("nearest_exact1d", 1), ("nearest_exact2d", 2), ("nearest_exact3d", 3), ("bilinear2d_aa", 2),
+        ("bicubic2d_aa", 2),
+    )},
 }  # fmt: skip
 
 
