@@ -21,15 +21,16 @@ UNIFORM = frozenset(
     f"aten.{name}"
     for name in (
         "zeros.default", "ones.default", "full.default", "empty.memory_format", "zeros_like.default",
-        "ones_like.default", "full_like.default", "empty_like.default", "new_zeros.default", "new_ones.default", "new_full.default",
-        "new_empty.default", "scalar_tensor.default",
+        "ones_like.default", "full_like.default", "empty_like.default", "new_zeros.default", "new_ones.default",
+        "new_full.default", "new_empty.default", "scalar_tensor.default",
     )
 )  # fmt: skip
 BLANK = frozenset(f"aten.{kind}_{name}.default" for kind in ("new",) for name in ("zeros", "ones", "full", "empty"))
 BLANK |= {"aten.zeros_like.default", "aten.ones_like.default", "aten.full_like.default", "aten.empty_like.default"}
 INDEXED = frozenset(
     ("aten.index.Tensor", "aten.index_select.default", "aten.gather.default", "aten.take.default",
-     "aten.embedding.default", "aten.take_along_dim.default", "aten.index_copy.default", "aten.index_put.default", "aten.index_put_.default")
+     "aten.embedding.default", "aten.take_along_dim.default", "aten.index_copy.default",
+     "aten.index_put.default", "aten.index_put_.default")
 )  # fmt: skip
 
 

@@ -280,12 +280,12 @@ def _name_leaves(model: nn.Module, tape: Tape) -> tuple[tuple[Leaf, ...], dict[s
     """Leaves for every tensor that the run read and did not make, by identity."""
     names: dict[int, list[str]] = {}
     kinds: dict[int, Literal["parameter", "buffer", "constant"]] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(tensor), []).append(name)
-        kinds[id(tensor)] = "parameter"
-    for name, tensor in model.named_buffers(remove_duplicate=False):
-        names.setdefault(id(tensor), []).append(name)
-        kinds.setdefault(id(tensor), "buffer")
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        kinds[id(parameter)] = "parameter"
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        names.setdefault(id(buffer), []).append(name)
+        kinds.setdefault(id(buffer), "buffer")
     leaves: list[Leaf] = []
     constants: dict[str, Tensor] = {}
     held = set(getattr(model, "constant_names", ()))

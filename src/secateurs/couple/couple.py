@@ -21,7 +21,8 @@ def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "hea
     """Which indices of which leaves live and die together.
 
     `exclude` keeps whole what matches: a glob on module or parameter names (`"layer4.*"`), or a module class; it pins
-    the channels that these modules produce. `unit` decides what goes from attention: whole heads, or columns of every head.
+    the channels that these modules produce. `unit` decides what goes from attention: whole heads, or columns of every
+    head.
 
     Raises `UnknownNameError` for an exclusion that matches nothing.
     """
