@@ -93,7 +93,7 @@ class GraphModule(nn.Module):
         parent, _, last = path.rpartition(".")
         owner = self.get_submodule(parent)
         old = owner.get_submodule(last)
-        norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[index, union-attr, arg-type]
+        norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[index, arg-type]
         for key in mine:
             setattr(norm, key, getattr(old, key))
             self._paths[mine[key]] = (norm, key)
