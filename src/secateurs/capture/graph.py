@@ -126,9 +126,9 @@ class Graph:
     `unread` are parameters and buffers that the run did not read. `output` is the model's own output structure (tuples,
     lists, dicts) with `Ref` in place of tensors. `how` says how it was captured: `"traced"` (abstractly, no data looked
     at) or `"recorded"` (one real run, decisions that depend on data are baked in and listed in `notes`). `constants`
-    holds the data of constant leaves, `known` the contents of small integer values that no input reaches (index tables), and `decisions`, of a recorded run only, the
-    outputs of nodes that turned floating-point data into integers or booleans. `modules` maps module paths to the names
-    of their classes.
+    holds the data of constant leaves, `known` the contents of small integer values that no input reaches (index
+    tables), and `decisions`, of a recorded run only, the outputs of nodes that turned floating-point data into integers
+    or booleans. `modules` maps module paths to the names of their classes.
     """
 
     nodes: tuple[Node, ...]
