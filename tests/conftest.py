@@ -11,6 +11,17 @@ from hypothesis import HealthCheck, settings
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
+MEDIUM = (
+    "bench",
+    "cli/test_verbs.py",
+    "deliver/test_onnx.py",
+    "device",
+    "engine/test_random_networks.py",
+    "train/test_ddp.py",
+    "train/test_resume.py",
+)
+"""Folders and files whose tests take seconds each: marked `medium`, so `make check` leaves them to `make test`."""
+
 settings.register_profile(
     "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -25,6 +36,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=SHARED_DATA,
         help="folder of real images and pretrained weights (default: ../shared/data beside the repository)",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = tuple(REPOSITORY / "tests" / name for name in MEDIUM)
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker(pytest.mark.medium)
 
 
 @pytest.fixture(scope="session")
