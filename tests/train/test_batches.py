@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 from train.networks import Augmented, loader, points
 
 from secateurs.base.errors import InputError, TrainError
+from secateurs.base.seeds import seeded
 from secateurs.train.batches import Batches, share
+
+
+@pytest.fixture(autouse=True)
+def _random_states() -> Iterator[None]:
+    with seeded(0):
+        yield
 
 
 def drawn(batches: Batches, epoch: int, skip: int = 0) -> list[Tensor]:
@@ -125,6 +132,8 @@ def test_data_that_cannot_be_used_is_refused() -> None:
         Batches([])
     with pytest.raises(TrainError, match="0 batches of size 8 from 5 samples"):
         Batches(DataLoader(TensorDataset(*points(5)), batch_size=8, drop_last=True))
+    with pytest.raises(InputError, match="a TensorDataset, which cannot be iterated.*DataLoader"):
+        Batches(TensorDataset(*points()))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="only once"):
         Batches(iter([points()]))
     with pytest.raises(TrainError, match="5 batches expected, 1 given"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -23,6 +22,16 @@ def derive(seed: int, *purpose: int | str) -> int:
     """A seed for one purpose, such as `derive(seed, "step", 17)`; unrelated to every other purpose's seed."""
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") % SEEDS
+
+
+def reseed(seed: int) -> None:
+    """Start `random`, `numpy.random` and PyTorch's CPU numbers from `seed`. Callers put `seeded` around it all.
+
+    (`torch.manual_seed` would note a stack trace for every idle accelerator, at every call.)
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def split(batch: Any, place: str) -> tuple[Any, Any]:
@@ -59,19 +68,28 @@ def rows(tree: Any) -> int:
 class Batches:
     """A loader, or anything else that can be iterated again and again, as `length` batches per epoch.
 
-    The order and the random numbers that the data itself draws come from `seed` and the epoch, apart from everybody
-    else's: `epoch(3, skip=10)` gives the same batches whatever ran in between. Of `world` processes, each gets every
+    The order comes from `seed` and the epoch, the random numbers that the data itself draws (noise, crops) from the
+    position of the batch as well: `epoch(3, skip=10)` gives the same batches whatever ran in between. Drawing a batch
+    reseeds the process's random states, which callers protect with `seeded`. Of `world` processes, each gets every
     `world`-th row of every batch; a loader with a `DistributedSampler` is already shared out and taken as it is.
 
     Workers that outlive an epoch (`persistent_workers=True`) keep random states that this class cannot reach.
 
-    Raises `InputError` when `data` can be iterated only once and `TrainError` when it is empty.
+    Raises `InputError` when `data` cannot be iterated, or only once, and `TrainError` when it is empty.
     """
 
     def __init__(
         self, data: Iterable[Any], *, limit: int | None = None, seed: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        if iter_once(data):
+        if not isinstance(data, Iterable):
+            raise InputError(
+                explain(
+                    "The data gives no batches",
+                    evidence=f"it is a {type(data).__name__}, which cannot be iterated",
+                    next_step="pass a DataLoader (around the dataset, if this is one) or a list of batches",
+                )
+            )
+        if isinstance(data, Iterator):
             raise InputError(
                 explain(
                     "The data can be read only once",
@@ -99,16 +117,14 @@ class Batches:
 
         Raises `TrainError` when the data ends before its stated length.
         """
-        seed = derive(self._seed, "data", epoch)
         for number, generator in enumerate(self._generators):
             generator.manual_seed(derive(self._seed, "generator", number, epoch))
         _set_epoch(self._data, epoch)
-        random_state = _RandomState(seed)
-        with random_state.active():
-            iterator = iter(self._data)
+        reseed(derive(self._seed, "order", epoch))
+        iterator = iter(self._data)
         for index in range(self.length):
-            with random_state.active():
-                batch = next(iterator, _END)
+            reseed(derive(self._seed, "batch", epoch, index))
+            batch = next(iterator, _END)
             if batch is _END:
                 raise TrainError(
                     explain(
@@ -130,7 +146,7 @@ class Batches:
         try:
             length = len(data)  # type: ignore[arg-type]
         except TypeError:
-            with seeded(derive(self._seed, "data", 0)):
+            with seeded(derive(self._seed, "order", 0)):
                 length = sum(1 for _ in islice(data, limit))
         return length if limit is None else min(length, limit)
 
@@ -154,11 +170,6 @@ class Batches:
             prefetch_factor=data.prefetch_factor,
             persistent_workers=data.persistent_workers,
         )
-
-
-def iter_once(data: Iterable[Any]) -> bool:
-    """Whether `data` is an iterator, so that a second epoch would find it empty."""
-    return isinstance(data, Iterator)
 
 
 def share(tree: Any, rank: int, world: int) -> Any:
@@ -202,35 +213,6 @@ class _Share:
 
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
-
-
-class _RandomState:
-    """The random numbers of one stream, put in place of the process's own while `active`."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._state: tuple[Any, Any, Tensor] | None = None
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        outer = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-        if self._state is None:
-            random.seed(self._seed)
-            np.random.seed(self._seed)
-            torch.default_generator.manual_seed(self._seed)
-        else:
-            _restore(self._state)
-        try:
-            yield
-        finally:
-            self._state = (random.getstate(), np.random.get_state(), torch.get_rng_state())
-            _restore(outer)
-
-
-def _restore(state: tuple[Any, Any, Tensor]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
 
 
 def _generators(data: Iterable[Any]) -> list[torch.Generator]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -21,7 +19,7 @@ from torch.optim import Optimizer
 
 from secateurs.base.errors import TrainError, explain
 from secateurs.train import checkpoint
-from secateurs.train.batches import Batches, derive, rows, split
+from secateurs.train.batches import Batches, derive, reseed, rows, split
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation
 from secateurs.train.evaluate import checked_metric
@@ -164,7 +162,8 @@ class Run:
         """One update. Returns the mean loss over all processes' rows and how many rows there were."""
         place = f"epoch {self.progress.epoch + 1}, batch {self.progress.batch}"
         inputs, target = split(self.fabric.to_device(batch), place)
-        _seed_everything(derive(self.config.seed, "step", self._step_number, self.fabric.global_rank))
+        seed = derive(self.config.seed, "step", self._step_number, self.fabric.global_rank)
+        _seed_step(seed, self.fabric.device)
         outputs = forward_pass(self.student, inputs, place, through=self._wrapped)
         loss = self._loss_of(outputs, target, place)
         if self.distillation is not None:
@@ -246,7 +245,9 @@ class Run:
         return f"epoch {self.progress.epoch + 1}/{self.config.epochs}  loss {loss:.4f}  lr {lr:.2g}"
 
 
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _seed_step(seed: int, device: torch.device) -> None:
+    reseed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
