@@ -38,7 +38,10 @@ def main() -> int:
         module = "benchmarks.peer_trial" if arguments.peer else "benchmarks.trial"
         facts = warden.watch(suite, name, limit=limit, module=module)
         row = book.add({"suite": suite, "kind": kind, "model": name, "note": note, **facts})
-        console.print(ledger.line(row), highlight=False, soft_wrap=True)
+        console.print(ledger.line(row), highlight=False, markup=False, soft_wrap=True)
+        if arguments.traces and "trace" in facts:
+            arguments.traces.mkdir(parents=True, exist_ok=True)
+            (arguments.traces / f"{suite}-{name.replace('/', '-')}.txt").write_text(facts["trace"])
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, todo))
@@ -61,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, one thread each")
     parser.add_argument("--limit", type=float, help="seconds for one model, its construction left out (60; peer: 120)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--traces", type=Path, help="folder for the tracebacks of models that were refused or crashed")
     parser.add_argument("--fresh", action="store_true", help="run models again that were run with this code")
     parser.add_argument("--peer", action="store_true", help="run Torch-Pruning on the same models instead")
     return parser.parse_args()

@@ -24,7 +24,16 @@ STAGES = ("capture", "couple", "score", "choose", "cut")
 PEER_STAGES = ("graph", "step")
 COLUMNS = (
     *("suite", "kind", "model", "input", "status", "reason", "captured", "nodes"),
-    *("groups_free", "groups_frozen", "units_free", "units_frozen", "groups_inexact", "frozen_because", "form"),
+    *(
+        "groups_free",
+        "groups_frozen",
+        "units_free",
+        "units_frozen",
+        "groups_inexact",
+        "frozen_because",
+        "form",
+        "why_graph",
+    ),
     *("seconds", "build_s", *(f"{stage}_s" for stage in STAGES), "proof_s", "proof_difference"),
     *("masked", "masked_difference", "effect", "macs_left", "params_left", "flops_left"),
     *("params", "peak_mib", "untouched", "note", "code"),

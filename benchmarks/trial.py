@@ -96,9 +96,9 @@ def _attempt(model: nn.Module, inputs: Any, report: Report) -> tuple[str, str]:
     if plan.empty:
         return "refused", "nothing can be removed"
     report.stage("cut")
-    result = sec.cut_detailed(model, plan, inputs.args, kwargs=inputs.kwargs)
+    result = sec.cut_detailed(model, plan, inputs.args, kwargs=inputs.kwargs, groups=groups)
     report.stage("check")
-    report.facts(form=result.form, **_cost_facts(plan), **_proof_facts(result.proof))
+    report.facts(form=result.form, why_graph=result.why_graph, **_cost_facts(plan), **_proof_facts(result.proof))
     verdict = oracle.check(model, result.model, plan, groups, inputs, native=result.form == "native")
     report.facts(**verdict.facts)
     return ("wrong", verdict.complaint) if verdict.complaint else ("proven", "")
