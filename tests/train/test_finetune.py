@@ -117,6 +117,25 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert not same(state(first.model), state(other.model))
 
 
+def test_what_the_data_draws_does_not_change_what_the_model_draws() -> None:
+    def draws(noise: int) -> list[float]:
+        def collate(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+            torch.rand(noise)
+            return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+        seen: list[float] = []
+        model = plain()
+        model.register_forward_hook(lambda module, inputs, output: seen.append(float(torch.rand(()))))
+        data = torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(*points()), batch_size=8, shuffle=True, collate_fn=collate
+        )
+        finetune(model, data, FineTune(epochs=2, progress=False))
+        return seen
+
+    assert draws(0) == draws(5)
+    assert len(set(draws(0))) == 6
+
+
 def test_frozen_layers_stay_frozen() -> None:
     model = convolutional().train()
     model[1].eval()
