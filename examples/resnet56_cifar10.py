@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateurs as sec
+from secateurs.train.evaluate import accuracy
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -109,7 +110,9 @@ def normalised(images: Tensor) -> Tensor:
 def read(path: Path) -> tuple[Tensor, Tensor]:
     """Images [N, 3, 32, 32] as bytes and labels [N] of one file: records of a label, then red, green and blue planes."""
     records = np.frombuffer(lzma.open(path).read(), np.uint8).reshape(-1, 3073)
-    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(records[:, 0].astype(np.int64))
+    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
+        records[:, 0].astype(np.int64)
+    )
 
 
 def pretrained(data: Path) -> ResNet56:
@@ -134,7 +137,7 @@ def main() -> int:
         budget=sec.Budget(macs=arguments.macs),
         criterion=arguments.criterion,
         data=Batches(images, labels),
-        evaluate=sec.accuracy(test),
+        evaluate=accuracy(test),
         finetune=sec.FineTune(
             epochs=arguments.epochs, lr=0.02, weight_decay=1e-4, distil=sec.Distill(), seed=arguments.seed
         ),

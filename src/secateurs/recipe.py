@@ -120,7 +120,7 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe as text that `read` turns back into an equal one; defaults are written out."""
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True, width=100)
+        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=False, width=100)
 
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON data, keys that are None left out."""

@@ -34,7 +34,7 @@ def test_the_current_folder_is_searched(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert resolve("my_nets_here:Net").__name__ == "Net"
-    with pytest.raises(UnknownNameError, match=r"did you mean 'Net'.*|.*my_nets_here\.py"):
+    with pytest.raises(UnknownNameError, match="did you mean 'Net'"):
         resolve("my_nets_here:Nett")
 
 

@@ -55,7 +55,7 @@ def test_inspect_prints_groups_reasons_and_macs(run: Run) -> None:
     assert code == 0
     assert "5,184 " in out  # 1 * 16 * 9 * 36 for the first convolution
     assert "124,416" in out  # 16 * 24 * 9 * 36 for the second
-    assert "stayed whole" in out and "output" in out
+    assert "stayed whole" in out and "the model returns it" in out
 
 
 def test_inspect_json_counts_what_count_counts(run: Run) -> None:
@@ -124,6 +124,7 @@ def test_prune_with_weights_data_and_metric(run: Run, tmp_path: Path) -> None:
     assert accuracy["original"] != toy.bias(net)
 
 
+@pytest.mark.medium
 def test_export_and_measure_an_artifact(run: Run, artifact: Path, tmp_path: Path) -> None:
     import onnxruntime
 
@@ -205,6 +206,7 @@ def test_wrong_options_exit_2(run: Run) -> None:
     assert run("proon")[0] == 2
 
 
+@pytest.mark.medium
 def test_version_and_the_command_itself() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "secateurs.cli", "--version"], capture_output=True, text=True, check=True, timeout=120

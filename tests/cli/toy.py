@@ -37,7 +37,7 @@ def loader() -> list[tuple[Tensor, Tensor]]:
 
 def bias(model: nn.Module) -> float:
     """A metric that needs no data."""
-    return float(sum(parameter.abs().mean() for parameter in model.parameters()))
+    return float(sum(parameter.detach().abs().mean() for parameter in model.parameters()))
 
 
 def broken() -> nn.Module:

@@ -74,6 +74,12 @@ def result() -> Result:
     return sec.prune(trained(), IMAGE, budget=sec.Budget(macs=0.5))
 
 
+@pytest.fixture(scope="module")
+def other() -> Result:
+    """Another result for the same place."""
+    return sec.prune(trained(), IMAGE, budget=sec.Budget(macs=0.8))
+
+
 @pytest.fixture
 def folder(result: Result, tmp_path: Path) -> Path:
     return save(result, tmp_path / "artifact")
@@ -134,17 +140,17 @@ def test_a_cut_model_can_be_cut_saved_and_loaded_again(result: Result, folder: P
     loaded = load(tmp_path / "second", build=lambda: load(folder, build=Net))
     with torch.no_grad():
         assert torch.equal(loaded(IMAGE), second.model.eval()(IMAGE))
-    with pytest.raises(ArtifactError, match=r"`?stem\.weight|tensor 0"):
+    with pytest.raises(ArtifactError, match="`stem.weight` was saved as"):
         load(tmp_path / "second", build=Net)
 
 
 @pytest.mark.parametrize(
     ("build", "evidence"),
     [
-        (lambda: Net(width=24), "was saved as .*16.* and is now .*24"),
+        (lambda: Net(width=24), "`stem.weight` was saved as 16x3x3x3 float32 and is now 24x3x3x3 float32"),
         (lambda: Net(act=torch.tanh), "operator call .*relu.* is now .*tanh"),
-        (OtherNames, "side.* and is now .*"),
-        (lambda: Net().double(), "float32 and is now .*float64"),
+        (OtherNames, "`side.weight` was saved as 8x16x1x1 float32 and the class has no such tensor"),
+        (lambda: Net().double(), "`stem.weight` was saved as 16x3x3x3 float32 and is now 16x3x3x3 float64"),
     ],
 )
 def test_another_class_is_refused_naming_the_first_difference(
@@ -282,9 +288,8 @@ def a_disk_that_fills(limit: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [0, 500, 5000])
-def test_a_full_disk_leaves_the_old_artifact(result: Result, folder: Path, limit: int) -> None:
+def test_a_full_disk_leaves_the_old_artifact(folder: Path, other: Result, limit: int) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    other = sec.prune(trained(), IMAGE, budget=sec.Budget(macs=0.8))
     with a_disk_that_fills(limit), pytest.raises(WriteError, match="could not be written"):
         save(other, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -26,11 +26,12 @@ from secateurs.base.seeds import seeded
 from secateurs.capture import capture
 from secateurs.capture.graph import Graph
 from secateurs.choose.plan import Plan
+from secateurs.couple import couple
 from secateurs.cut import cut_detailed
 from secateurs.cut.form import GraphModule
 from secateurs.deliver import manifest as listing
 from secateurs.deliver.inputs import rebuild
-from secateurs.deliver.signature import first_difference, signature
+from secateurs.deliver.signature import call_difference, signature, tensor_difference
 from secateurs.deliver.tensors import load_into, read_state, write_state
 
 
@@ -62,7 +63,7 @@ def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
     with write_folder(folder, owns=(*listing.REQUIRED, listing.GRAPH, listing.NAME)) as partial:
         write_state(result.model, partial / listing.TENSORS)
         _write(partial / listing.PLAN, result.plan.to_json())
-        _write(partial / listing.RECIPE, yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True))
+        _write(partial / listing.RECIPE, yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=False))
         _write(partial / listing.REPORT, json.dumps({**result.report(), "again": again}, indent=1))
         if isinstance(result.model, GraphModule):
             _write(partial / listing.GRAPH, result.model.to_json())
@@ -147,29 +148,46 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
 
 def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None) -> nn.Module:
     """The plan of the artifact applied to a freshly built original."""
-    plan = _plan(source)
+    plan, stored = _plan(source), _again(source).get("signature")
+    if not isinstance(stored, dict):
+        raise listing.refused(source / listing.REPORT, "it does not say what the original was")
     if example_inputs is None:
         example_inputs, kwargs = _inputs(source)
+    if difference := tensor_difference(stored, model):
+        raise _misfit(source, difference)
     try:
         graph = capture(model, example_inputs, kwargs=dict(kwargs or {}))
-    except CaptureError as error:
-        raise _misfit(source, str(error)) from error
-    if graph.hash != plan.graph_hash:
-        difference = first_difference(_again(source).get("signature", {}), graph)
-        raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}")
-    try:
-        again = cut_detailed(model, plan, example_inputs, dict(kwargs or {}))
-    except (PlanError, ProofError, CaptureError) as error:
+        if graph.hash != plan.graph_hash:
+            difference = call_difference(stored, graph)
+            raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}")
+        _check_indices(plan, graph)
+        again = cut_detailed(model, plan, example_inputs, dict(kwargs or {}), groups=couple(graph, unit=plan.unit))
+    except (PlanError, ProofError, CaptureError, InputError) as error:
         raise _misfit(source, str(error)) from error
     if again.form != "native":
         raise _misfit(source, f"its own classes could be cut when it was saved and cannot now: {again.why_graph}")
     return again.model
 
 
+def _check_indices(plan: Plan, graph: Graph) -> None:
+    """Raises `PlanError` unless the plan names tensors, dimensions and indices that the graph has."""
+    shapes = {leaf.name: leaf.shape for leaf in graph.leaves}
+    for name, dims in plan.removed.items():
+        shape = shapes.get(name, ())
+        for dim, indices in dims.items():
+            if not 0 <= dim < len(shape) or not all(0 <= index < shape[dim] for index in indices):
+                evidence = f"the tensor has shape {list(shape)}"
+                raise PlanError(
+                    explain(
+                        "The plan removes what does not exist", where=f"`{name}`, dimension {dim}", evidence=evidence
+                    )
+                )
+
+
 def _plan(source: Path) -> Plan:
     try:
         return Plan.from_json((source / listing.PLAN).read_text(encoding="utf-8"))
-    except (PlanError, UnicodeDecodeError) as error:
+    except (PlanError, UnicodeDecodeError, RecursionError) as error:
         raise listing.refused(source / listing.PLAN, str(error)) from error
 
 

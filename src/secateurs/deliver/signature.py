@@ -7,23 +7,41 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from secateurs.capture.graph import Graph, Node, Ref, map_refs
+from torch import nn
+
+from secateurs.capture.graph import Graph, Node, map_refs
 
 
-def signature(graph: Graph) -> dict[str, list[str]]:
-    """Inputs, leaves and operator calls, one line each; no weights, no file names."""
-    leaves = sorted(graph.leaves, key=lambda leaf: leaf.name)
+def signature(graph: Graph) -> dict[str, Any]:
+    """Tensors by name, inputs and operator calls in order, each as one line; no weights, no file names."""
     return {
-        "inputs": [f"{item.name}: {_shape(graph.values[item.value].shape)}" for item in graph.inputs],
-        "leaves": [f"{leaf.kind} {leaf.name}: {_shape(leaf.shape)} {str(leaf.dtype)[6:]}" for leaf in leaves],
+        "tensors": {leaf.name: _kind(leaf.shape, leaf.dtype) for leaf in graph.leaves if leaf.kind != "constant"},
+        "inputs": [f"{item.name}: {_kind(graph.values[item.value].shape, '')}" for item in graph.inputs],
         "nodes": [_call(node) for node in graph.nodes],
     }
 
 
-def first_difference(stored: Mapping[str, Sequence[str]], graph: Graph) -> str:
-    """The first line that differs between a stored signature and a graph, in words; empty if none does."""
+def tensor_difference(stored: Mapping[str, Any], model: nn.Module) -> str:
+    """The first stored tensor that `model` does not have, or has in another shape or type; empty if there is none."""
+    found = {
+        name: _kind(tensor.shape, tensor.dtype)
+        for name, tensor in (
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        )
+    }
+    for name, was in stored.get("tensors", {}).items():
+        if name not in found:
+            return f"`{name}` was saved as {was} and the class has no such tensor"
+        if found[name] != was:
+            return f"`{name}` was saved as {was} and is now {found[name]}"
+    return ""
+
+
+def call_difference(stored: Mapping[str, Any], graph: Graph) -> str:
+    """The first input or operator call that differs between a stored signature and a graph; empty if none does."""
     found = signature(graph)
-    for part, word in (("leaves", "tensor"), ("inputs", "input"), ("nodes", "operator call")):
+    for part, word in (("inputs", "input"), ("nodes", "operator call")):
         for index, (was, now) in enumerate(zip_longest(stored.get(part, ()), found[part], fillvalue="nothing")):
             if was != now:
                 inside = f" in `{graph.nodes[index].module}`" if part == "nodes" and index < len(graph.nodes) else ""
@@ -31,8 +49,8 @@ def first_difference(stored: Mapping[str, Sequence[str]], graph: Graph) -> str:
     return ""
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _kind(shape: Sequence[int], dtype: object) -> str:
+    return f"{'x'.join(map(str, shape)) or 'scalar'} {str(dtype).removeprefix('torch.')}".rstrip()
 
 
 def _call(node: Node) -> str:
@@ -42,6 +60,4 @@ def _call(node: Node) -> str:
 
 def _text(tree: Any) -> str:
     plain = map_refs(tree, lambda ref: f"%{ref.value}")
-    if isinstance(plain, str) and isinstance(tree, Ref):
-        return plain
-    return json.dumps(plain, default=str)
+    return plain if isinstance(plain, str) and plain.startswith("%") else json.dumps(plain, default=str)

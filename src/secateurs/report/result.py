@@ -102,7 +102,7 @@ class Result:
         if self.measured is None:
             return None
         before, after = self.measured.baseline, self.measured.candidate
-        numbers = {"device": after.device, "before_ms": before.median, "after_ms": after.median}
+        numbers = {"device": after.device, "before_seconds": before.median, "after_seconds": after.median}
         return {**numbers, "environment": str(after.environment), **self.measured.to_dict()}
 
     def _reproduce(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from secateurs.base.units import BYTES, COUNT
+from secateurs.base.units import BYTES, COUNT, TIME
 
 ROWS = 16
 """Longest table of layers or of frozen groups before the rest is only counted."""
@@ -79,8 +79,8 @@ def cost_table(report: Mapping[str, Any]) -> Table:
         _row(
             table,
             f"latency on {measured['device']}",
-            f"{measured['before_ms']:.3f} ms",
-            f"{measured['after_ms']:.3f} ms",
+            TIME.format(measured["before_seconds"]),
+            TIME.format(measured["after_seconds"]),
             measured["verdict"],
         )
     return table
@@ -222,6 +222,6 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
         _row(table, "ONNX file", BYTES.format(before), BYTES.format(after), f"{after / before:.0%} left")
     measured = report["measured"]
     if measured:
-        before, after = (f"{measured[key]:.3f} ms" for key in ("before_ms", "after_ms"))
+        before, after = (TIME.format(measured[key]) for key in ("before_seconds", "after_seconds"))
         _row(table, f"one image, {measured['device']}", before, after, measured["verdict"])
     return table
