@@ -10,19 +10,17 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.base.errors import CaptureError, explain
-from secateurs.capture.graph import Decision, Node, Ref, Value, refs
+from secateurs.capture.graph import Decision, Node, Ref, Value
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -37,6 +35,7 @@ class Tape:
     found: dict[int, Tensor] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     replay: tuple[Decision, ...] | None = None
+    turn: int = 0
     module_path: list[str] = field(default_factory=list)
     _index_of: dict[int, int] = field(default_factory=dict)
     _made: dict[Any, int] = field(default_factory=dict)
@@ -45,8 +44,8 @@ class Tape:
     def value_of(self, tensor: Tensor) -> int | None:
         """The number of this tensor, or None if the tape has not seen it.
 
-        What a factory such as `torch.arange` hands to Python is a shallow copy of what the operator gave, so those are
-        also known by their memory.
+        What PyTorch hands to Python after a factory such as `torch.arange` is a shallow copy of what the operator gave,
+        so tensors are also known by their memory.
         """
         index = self._index_of.get(id(tensor))
         if index is None and tensor.layout == torch.strided:
@@ -69,10 +68,6 @@ class Tape:
         """Let go of every tensor."""
         self._alive.clear()
         self.found.clear()
-
-    def watch(self) -> list[weakref.ref[Any]]:
-        """Weak references to everything the run made, to see afterwards what did not go away."""
-        return [weakref.ref(item) for item in self._alive if type(item) is FakeTensor]
 
     def read(self, tree: Any) -> Any:
         """Arguments with tensors replaced by `Ref`; tensors never seen before are noted in `found`."""
@@ -100,8 +95,9 @@ class Tape:
             return
         index = len(self.nodes)
         outputs = tuple(self.add_value(item, index) if isinstance(item, Tensor) else None for item in flat)
-        if not any(True for _ in refs((arguments, keywords))):
-            self._made.update({_memory(item): out for item, out in zip(flat, outputs, strict=True) if out is not None})
+        for item, out in zip(flat, outputs, strict=True):
+            if out is not None and item.layout == torch.strided:
+                self._made[_memory(item)] = out
         path = self.module_path[-1] if self.module_path else ""
         self.nodes.append(Node(index, op, arguments, keywords, outputs, listed, path, _user_line()))
 
@@ -121,22 +117,25 @@ class TapeMode(SchemaCheckMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = str(func)
-        deciding = self.decisions and _decides(func, args, kwargs)
-        if deciding and self.tape.replay is not None and self._expects(op):
-            result = replayed(self.tape.replay[len(self.tape.decisions)], lambda: func(*args, **kwargs))
-        else:
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
-        if deciding and any(is_discrete(item) for item in flat):
+        if self.decisions and _decides(func, args, kwargs) and any(is_discrete(item) for item in flat):
+            result = self._decided(op, result)
+            flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
             outputs = tuple(item.detach().clone() if isinstance(item, Tensor) else item for item in flat)
             self.tape.decisions.append(Decision(op, len(self.tape.nodes), outputs))
         self.tape.write(op, args, kwargs, result)
         return result
 
-    def _expects(self, op: str) -> bool:
-        """Is this operator the next decision to replay?"""
-        replay, turn = self.tape.replay or (), len(self.tape.decisions)
-        return turn < len(replay) and replay[turn].op == op
+    def _decided(self, op: str, result: Any) -> Any:
+        """The recorded outcome if there is one to replay; decisions that were folded away may be missing from the run."""
+        replay = self.tape.replay or ()
+        while self.tape.turn < len(replay) and replay[self.tape.turn].op != op and replay[self.tape.turn].node < 0:
+            self.tape.turn += 1
+        if self.tape.turn >= len(replay) or replay[self.tape.turn].op != op:
+            return result
+        self.tape.turn += 1
+        return replayed(replay[self.tape.turn - 1], lambda: result)
 
 
 def replayed(decision: Decision, run: Callable[[], Any]) -> Any:

@@ -11,6 +11,8 @@ import copy
 import functools
 import gc
 import inspect
+import logging
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,20 +135,23 @@ def _run(
     note: str = "",
 ) -> Graph:
     tape = Tape(replay=replay)
+    fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    watched = weakref.ref(fake) if fake is not None else None
     try:
-        return _recorded(model, tape, args, kwargs, real=real, note=note)
+        return _recorded(model, tape, args, kwargs, fake, note)
     finally:
-        watched = [] if real else tape.watch()
         tape.clear()
-        _forget_fakes(watched)
+        del fake
+        if watched is not None:
+            _forget_fakes(watched)
 
 
 def _recorded(
-    model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any], *, real: bool, note: str
+    model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any], fake: FakeTensorMode | None, note: str
 ) -> Graph:
+    real = fake is None
     twin = share_tensors(model)
     kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()} if real else {}
-    fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with _quiet_run(twin), fake or _nothing(), enable_python_dispatcher():
             if fake is not None:
@@ -182,21 +187,24 @@ def _recorded(
     return fold_constants(graph, tensors)
 
 
-def _forget_fakes(watched: list[weakref.ref[Any]]) -> None:
+def _forget_fakes(watched: weakref.ref[Any]) -> None:
     """Empty the function caches of the model's code if a tensor without data was left in one.
 
     Code such as `@lru_cache def position_index(window): ...` keeps what it made during the trace, and the caller's next
-    real run would find it there.
+    real run would find it there. Such a tensor keeps its mode alive, which is what `watched` refers to.
     """
-    if any(ref() is not None for ref in watched):
+    if watched() is not None:
         gc.collect()
-    if any(ref() is not None for ref in watched):
-        for item in gc.get_objects():
-            if isinstance(item, functools._lru_cache_wrapper) and item.cache_info().currsize:
-                if not str(getattr(item, "__module__", "")).startswith(
-                    ("torch.", "secateurs.", "functools", "re", "typing")
-                ):
-                    item.cache_clear()
+    if watched() is None:
+        return
+    for item in gc.get_objects():
+        if type(item) is functools._lru_cache_wrapper and _belongs_to_a_model(item):
+            item.cache_clear()
+
+
+def _belongs_to_a_model(function: Any) -> bool:
+    package = str(getattr(function, "__module__", "")).split(".")[0]
+    return package not in sys.stdlib_module_names and package not in ("torch", "numpy", "scipy", "secateurs")
 
 
 @contextmanager
@@ -208,6 +216,9 @@ def _nothing() -> Iterator[None]:
 def _quiet_run(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused attention fast path; everything restored afterwards."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    chatter = logging.getLogger("torch._subclasses.fake_tensor")
+    loud = chatter.disabled
+    chatter.disabled = True
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
@@ -215,6 +226,7 @@ def _quiet_run(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        chatter.disabled = loud
 
 
 def share_tensors(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.capture.graph import Graph, Leaf
 from secateurs.couple.coupler import Coupler, spread, varying
-from secateurs.couple.group import ChannelGroup, Groups, Ints, Member
+from secateurs.couple.group import Bools, ChannelGroup, Groups, Ints, Member
 from secateurs.couple.rules import apply_rule
 from secateurs.couple.solve import reasons, solve, unique_layers, unit_dim
 
@@ -87,9 +87,12 @@ def _groups(c: Coupler, graph: Graph, axes: dict[tuple[int, int], Tensor]) -> Gr
     count = int(labels.max()) + 1 if labels.size else 0
     owned = np.zeros(count, dtype=bool)
     order = np.full(count, np.iinfo(np.int64).max)
-    for position, found in enumerate(leaf_rows.values()):
-        owned[found] = True
+    weights = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter" or (leaf.dtype.is_floating_point and leaf.kind == "buffer")}
+    for position, ((value, _), found) in enumerate(leaf_rows.items()):
+        if value in weights:
+            owned[found] = True
         np.minimum.at(order, found, position * 10_000_000 + np.arange(found.size))
+    owned &= _read(c, graph, labels, rows)
     kind = _signatures(count, [*rows.values(), *leaf_rows.values()])
     shown = np.flatnonzero(owned & (frozen != -2))
     key = np.stack([kind[shown], frozen[shown]])
@@ -138,6 +141,17 @@ def _groups(c: Coupler, graph: Graph, axes: dict[tuple[int, int], Tensor]) -> Gr
         if (units >= 0).any():
             shared[place] = units
     return Groups(graph, groups, shared, total, frozenset(c.inexact_nodes), c.unit)
+
+
+def _read(c: Coupler, graph: Graph, labels: Ints, rows: dict[int, Ints]) -> Bools:
+    """Labels that appear on a value other than a leaf: the rest is never read by this run, such as unused positions."""
+    leaves = {leaf.value for leaf in graph.leaves}
+    read = np.zeros(int(labels.max()) + 1 if labels.size else 0, dtype=np.bool_)
+    for value, layers in c.layers.items():
+        if value not in leaves:
+            for layer in layers:
+                read[rows[id(layer)]] = True
+    return read
 
 
 def _first_text(found: Ints, texts: list[str]) -> str | None:

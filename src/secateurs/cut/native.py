@@ -64,9 +64,11 @@ def repair_named(model: nn.Module, old: Graph, new: Graph) -> None:
     """Set `groups`, `num_groups` and `normalized_shape` of the modules whose operators changed them."""
     modules = dict(model.named_modules())
     for before, after in zip(old.nodes, new.nodes, strict=True):
+        module = modules.get(after.module)
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.num_features = new.values[after.inputs[0]].shape[1]
         if before is after or before.op != after.op:
             continue
-        module = modules.get(after.module)
         for name, item in arguments(after).items():
             if name in ("groups", "num_groups", "normalized_shape") and hasattr(module, name):
                 setattr(module, name, tuple(item) if isinstance(item, list) else item)
