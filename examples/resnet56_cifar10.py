@@ -108,11 +108,11 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, 32, 32] as bytes and labels [N] of one file: records of a label, then red, green and blue planes."""
-    records = np.frombuffer(lzma.open(path).read(), np.uint8).reshape(-1, 3073)
-    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(
-        records[:, 0].astype(np.int64)
-    )
+    """Images [N, 3, 32, 32] as bytes and labels [N] of one file of records: label, red, green and blue plane."""
+    with lzma.open(path) as file:
+        records = np.frombuffer(file.read(), np.uint8).reshape(-1, 3073)
+    images, labels = records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+    return torch.from_numpy(images.copy()), torch.from_numpy(labels)
 
 
 def pretrained(data: Path) -> ResNet56:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,51 @@ def test_what_is_not_a_factory_is_refused(folder: Path) -> None:
         load(folder)
     with pytest.raises(InputError, match="returned a `int`"):
         load(folder, build=lambda: 3)  # type: ignore[arg-type, return-value]
+
+
+@pytest.fixture(scope="module")
+def program(result: Result) -> Result:
+    """The same cut as a program: what is saved when the user's classes cannot take the smaller tensors."""
+    made = sec.cut_detailed(result.original, result.plan, IMAGE, form="graph")
+    assert made.form == "graph"
+    return replace(result, model=made.model, form="graph")
+
+
+def test_a_graph_form_loads_without_the_class(program: Result, tmp_path: Path) -> None:
+    folder = save(program, tmp_path / "artifact")
+    loaded = load(folder)
+    with torch.no_grad():
+        assert torch.equal(loaded(IMAGE), program.model.eval()(IMAGE))
+        assert torch.equal(loaded(IMAGE[:1]), program.model(IMAGE[:1]))
+    assert save(replace(program, model=loaded), tmp_path / "again")
+    for name in ("model.safetensors", "graph.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{}",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"format": 1, "values": [], "leaves": [], "inputs": [], "nodes": [["os.system.x", [], {}, [], false, ""]]}',
+    ],
+)
+def test_a_forged_program_is_refused(program: Result, tmp_path: Path, content: bytes) -> None:
+    folder = save(program, tmp_path / "artifact")
+    relisted(folder, "graph.json", content)
+    with pytest.raises(ArtifactError, match="cannot be used"):
+        load(folder)
+
+
+def test_a_program_with_other_tensors_is_refused(program: Result, tmp_path: Path) -> None:
+    folder = save(program, tmp_path / "artifact")
+    text = json.loads((folder / "graph.json").read_text())
+    text["leaves"][0][0] = "nobody.weight"
+    relisted(folder, "graph.json", json.dumps(text).encode())
+    with pytest.raises(ArtifactError, match=r"nobody\.weight"):
+        load(folder)
 
 
 def edited(folder: Path, **changes: object) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs._version import __version__
 from secateurs.base.errors import ArtifactError, CaptureError, InputError, PlanError, ProofError, explain
@@ -90,8 +90,7 @@ def load(
     manifest = listing.verify(source)
     state = read_state(source / listing.TENSORS)
     if manifest.form == "graph":
-        text = (source / listing.GRAPH).read_text(encoding="utf-8")
-        return GraphModule.from_json(text, state).eval()
+        return _graph_module(source, state)
     if build is None:
         raise ArtifactError(
             explain(
@@ -167,6 +166,14 @@ def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping
     if again.form != "native":
         raise _misfit(source, f"its own classes could be cut when it was saved and cannot now: {again.why_graph}")
     return again.model
+
+
+def _graph_module(source: Path, state: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        text = (source / listing.GRAPH).read_text(encoding="utf-8")
+        return GraphModule.from_json(text, state).eval()
+    except (ArtifactError, UnicodeDecodeError, RecursionError, RuntimeError) as error:
+        raise listing.refused(source / listing.GRAPH, str(error)[:500], "The saved program cannot be used") from error
 
 
 def _check_indices(plan: Plan, graph: Graph) -> None:
