@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,9 +25,11 @@ from secateurs.train.finetune import FineTune, finetune
 def forked(target: Callable[..., None], *args: Any) -> BaseProcess:
     """`target(*args)` in a new process, forked from a server that has imported what is slow to import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "lightning_fabric", "safetensors.torch", "torch.utils.data"])
+    context.set_forkserver_preload(["secateurs.train.finetune", "train.processes"])
     process = context.Process(target=target, args=args)
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not see this process's own path
+        process.start()
     return process
 
 
@@ -91,6 +95,4 @@ def train_distributed(name: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     train_distributed(sys.argv[1], sys.argv[2])

@@ -21,6 +21,12 @@ from secateurs.train.finetune import FineTune, finetune
 QUIET = FineTune(epochs=2, lr=0.1, progress=False)
 
 
+def written(folder: Path) -> int:
+    """When the checkpoint was written, in nanoseconds; 0 if there is none."""
+    path = folder / checkpoint.FILE
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
 @pytest.mark.medium
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     whole = forked(train_to_the_end, None, str(tmp_path / "whole"))
@@ -29,10 +35,13 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     for attempt in range(40):
         output = tmp_path / f"killed{attempt}"
         run = forked(train_to_the_end, str(tmp_path / "run"), str(output))
-        if attempt < 6:
-            while not output.with_suffix(".started").exists():
-                time.sleep(0.005)
-            run.join(timeout=delays.uniform(0.02, 0.35))
+        if attempt < 4:
+            seen = written(tmp_path / "run")
+            while run.is_alive() and not output.with_suffix(".started").exists():
+                time.sleep(0.002)
+            while run.is_alive() and attempt > 0 and written(tmp_path / "run") == seen:
+                time.sleep(0.002)
+            run.join(timeout=delays.uniform(0.0, 0.08 * (attempt + 1)))
             if run.exitcode is None and run.pid is not None:
                 os.kill(run.pid, signal.SIGKILL)
         run.join()
