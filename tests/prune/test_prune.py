@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,13 @@ def test_printing_tells_the_story_in_order(result: Result) -> None:
     assert -1 not in places, dict(zip(parts, places, strict=True))
     assert places == sorted(places)
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_missed_budget_is_told(result: Result) -> None:
+    missed = replace(result, budget=sec.Budget(macs=0.5, params=100))
+    assert not missed.met
+    assert "Budget NOT met" in str(missed)
+    assert repr(missed).endswith("met=False, form='native')")
 
 
 def test_what_stayed_whole_is_told_with_its_reason(result: Result) -> None:

@@ -28,7 +28,9 @@ OptionalFactory = Annotated[
 Weights = Annotated[str | None, typer.Option("--weights", help="safetensors file with the model's weights.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="Shape of one input, [name=]1x3x224x224[:dtype[:upper-bound]]; repeat for several."),
+    typer.Option(
+        "--input", help="Shape of an input: 1x3x224x224, 1x16:int64:100 (integers below 100), mask=1x16:bool."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Layer to keep whole (name or glob); repeatable.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,16 @@ from secateurs.base.errors import SecateursError
 NOT_MET = 1
 """Exit code of a run that ended well with a budget that was not met."""
 
+PIPE_WIDTH = 110
+"""Columns of tables that go to a file or another program."""
+
 OWN_BAR = frozenset({"fine-tune", "train"})
 """Stages that draw their own progress bar."""
 
 
 def out() -> Console:
-    """Standard output as it is now (tests and pipes replace it)."""
-    return Console(highlight=False)
+    """Standard output as it is now: tests and pipes replace it, and a pipe has no width of its own."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def err() -> Console:

@@ -41,7 +41,7 @@ class Frozen:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A cut network with its plan, proof, costs and history.
 
@@ -59,7 +59,7 @@ class Result:
     before: Cost
     after: Cost
     budget: Budget
-    graph: Graph = field(repr=False)
+    graph: Graph
     accuracy: Mapping[str, float] = field(default_factory=dict)
     measured: Comparison | None = None
     frozen: tuple[Frozen, ...] = ()
@@ -116,6 +116,10 @@ class Result:
             "python": platform.python_version(),
             "cpu": f"{cpu_name()} ({usable_cores()} cores)",
         }
+
+    def __repr__(self) -> str:
+        kept = f"{self.after.macs:,} of {self.before.macs:,} MACs"
+        return f"Result({type(self.model).__name__}, {kept}, met={self.met}, form={self.form!r})"
 
     def __str__(self) -> str:
         return as_text(result_tables(self.report()))
