@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -48,7 +49,7 @@ class Leaf:
     dtype: torch.dtype
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """One operator call. Tensor arguments appear as `Ref`; everything else is literal."""
 
@@ -61,7 +62,7 @@ class Node:
     module: str
     source: str
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[int, ...]:
         """Numbers of the values read, in argument order."""
         return tuple(ref.value for ref in refs((self.args, tuple(self.kwargs.values()))))
@@ -156,7 +157,7 @@ class Graph:
                 return leaf
         raise KeyError(name)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 over operators, arguments, shapes and leaf names; not over weights, file paths or line numbers."""
         text = json.dumps(

@@ -20,6 +20,7 @@ from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.base.errors import CaptureError, explain
+from secateurs.capture.abstract import empty_result
 from secateurs.capture.graph import Decision, Node, Ref, Value
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -117,7 +118,8 @@ class TapeMode(SchemaCheckMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = str(func)
-        result = func(*args, **kwargs)
+        result = None if self.decisions else empty_result(func, args, kwargs)
+        result = func(*args, **kwargs) if result is None else result
         flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
         if self.decisions and _decides(func, args, kwargs) and any(is_discrete(item) for item in flat):
             result = self._decided(op, result)

@@ -87,7 +87,11 @@ def _groups(c: Coupler, graph: Graph, axes: dict[tuple[int, int], Tensor]) -> Gr
     count = int(labels.max()) + 1 if labels.size else 0
     owned = np.zeros(count, dtype=bool)
     order = np.full(count, np.iinfo(np.int64).max)
-    weights = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter" or (leaf.dtype.is_floating_point and leaf.kind == "buffer")}
+    weights = {
+        leaf.value
+        for leaf in graph.leaves
+        if leaf.kind == "parameter" or (leaf.dtype.is_floating_point and leaf.kind == "buffer")
+    }
     for position, ((value, _), found) in enumerate(leaf_rows.items()):
         if value in weights:
             owned[found] = True

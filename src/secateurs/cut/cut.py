@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -85,6 +84,7 @@ class Made:
     groups: Groups
     alive: Bools
     small: Graph
+    found: Graph | None = None
 
 
 def apply(
@@ -120,30 +120,35 @@ def apply(
     if form != "graph":
         native = sliced_copy(model, slicer)
         native.eval()
-        why = _make_native(native, graph, small, args, keywords)
-        if not why:
-            return Made(native, "native", "", groups, alive, small)
+        why, found = _make_native(native, graph, small, args, keywords)
+        if found is not None:
+            return Made(native, "native", "", groups, alive, small, found)
     tensors = {name: slicer(name, tensor) for name, tensor in _tensors(model).items()}
     general = _any_batch(model, graph, small, args, keywords)
     return Made(GraphModule(general, tensors), "graph", why, groups, alive, small)
 
 
-def _make_native(native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> str:
-    """Repair the module until it runs as predicted; empty if it does, else what still differs."""
+def _make_native(
+    native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[str, Graph | None]:
+    """Repair the module until it runs as predicted; its graph if it does, else what still differs."""
     repair_known(native)
     repair_named(native, graph, small)
-    why = _differs(native, graph, small, args, keywords)
-    if why and repair_guessed(native, graph, small):
-        why = _differs(native, graph, small, args, keywords)
-    return why
+    why, found = _recaptured(native, graph, small, args, keywords)
+    if found is None and repair_guessed(native, graph, small):
+        why, found = _recaptured(native, graph, small, args, keywords)
+    return why, found
 
 
-def _differs(native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+def _recaptured(
+    native: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[str, Graph | None]:
     try:
-        compare(small, capture(native, args, kwargs=keywords, how=graph.how, replay=graph.decisions))
+        found = capture(native, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
+        compare(small, found)
     except (CaptureError, ProofError) as error:
-        return str(error)
-    return ""
+        return str(error), None
+    return "", found
 
 
 def alive_after(plan: Plan, groups: Groups) -> Bools:
@@ -183,7 +188,7 @@ def prove(model: nn.Module, plan: Plan, args: tuple[Any, ...], keywords: dict[st
             graph.inputs, [t for t in pytree.tree_leaves((args, keywords)) if isinstance(t, Tensor)], strict=True
         )
     }
-    found = capture(made.model, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
+    found = made.found or capture(made.model, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
     nodes = compare(small, found)
     before, after = {**_tensors(model), **graph.constants}, {**_tensors(made.model), **small.constants}
     names = [f"{i}" for i in range(len(graph.outputs))]
@@ -192,10 +197,9 @@ def prove(model: nn.Module, plan: Plan, args: tuple[Any, ...], keywords: dict[st
         if not graph.decisions:
             _check_as_it_runs(made.model, args, keywords, ours)
     counted, predicted = count_graph(found), CostModel(made.groups)
-    unread = sum(prod(leaf.shape) for leaf in graph.unread if leaf.kind == "parameter") if made.form == "graph" else 0
     pairs = {
         "MACs": (counted.macs, predicted.macs(made.alive)),
-        "parameters": (counted.params + unread, predicted.params(made.alive)),
+        "parameters": (counted.params, predicted.params(made.alive)),
     }
     for what, (now, said) in pairs.items():
         if now != said:

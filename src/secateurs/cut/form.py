@@ -44,7 +44,9 @@ class GraphModule(nn.Module):
         self._paths: dict[int, tuple[nn.Module, str]] = {}
         for leaf in graph.leaves:
             tensor = graph.constants[leaf.name] if leaf.kind == "constant" else tensors[leaf.name]
-            self._hold(leaf.value, leaf.name, leaf.kind, tensor)
+            self._paths[leaf.value] = self._hold(leaf.name, leaf.kind, tensor)
+        for leaf in graph.unread:
+            self._hold(leaf.name, leaf.kind, tensors[leaf.name])
         self.constant_names = tuple(graph.constants)
         """Buffers that are part of the program, not of the weights; captured again, they stay constants."""
         self._norms = self._make_norms()
@@ -52,7 +54,7 @@ class GraphModule(nn.Module):
         self._inputs = [item.value for item in graph.inputs]
         self.eval()
 
-    def _hold(self, value: int, name: str, kind: str, tensor: Tensor) -> None:
+    def _hold(self, name: str, kind: str, tensor: Tensor) -> tuple[nn.Module, str]:
         *path, last = name.split(".")
         owner: nn.Module = self
         for part in path:
@@ -64,7 +66,7 @@ class GraphModule(nn.Module):
             owner.register_parameter(last, nn.Parameter(tensor.detach().clone(), requires_grad=keep))
         else:
             owner.register_buffer(last, tensor.detach().clone())
-        self._paths[value] = (owner, last)
+        return owner, last
 
     def _make_norms(self) -> dict[int, nn.Module]:
         """A batch-norm module for every node whose tensors belong to one module path and to nothing else."""
@@ -94,6 +96,8 @@ class GraphModule(nn.Module):
         owner = self.get_submodule(parent)
         old = owner.get_submodule(last)
         norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[index, arg-type]
+        if "num_batches_tracked" in old._buffers:
+            norm.num_batches_tracked = old.num_batches_tracked
         for key in mine:
             setattr(norm, key, getattr(old, key))
             self._paths[mine[key]] = (norm, key)

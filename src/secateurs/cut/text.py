@@ -30,6 +30,9 @@ def graph_to_json(graph: Graph) -> str:
             "format": FORMAT,
             "values": [[list(value.shape), str(value.dtype), value.producer, value.storage] for value in graph.values],
             "leaves": [[leaf.name, list(leaf.names), leaf.kind, leaf.value] for leaf in graph.leaves],
+            "unread": [
+                [leaf.name, list(leaf.names), leaf.kind, list(leaf.shape), str(leaf.dtype)] for leaf in graph.unread
+            ],
             "inputs": [[item.name, item.value] for item in graph.inputs],
             "nodes": [
                 [node.op, _pack(node.args), _pack(dict(node.kwargs)), list(node.outputs), node.listed, node.module]
@@ -70,6 +73,10 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
             leaves=leaves,
             inputs=tuple(Input(name, value) for name, value in data["inputs"]),
             output=_unpack(data["output"]),
+            unread=tuple(
+                Leaf(name, tuple(names), kind, -1, tuple(shape), _named("dtype", dtype))
+                for name, names, kind, shape, dtype in data["unread"]
+            ),
             constants={leaf.name: tensors[leaf.name] for leaf in leaves if leaf.kind == "constant"},
             how=data["how"],
             notes=tuple(data["notes"]),
@@ -84,10 +91,11 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
 
 def _check(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
     ready = {item.value for item in graph.inputs}
-    for leaf in graph.leaves:
+    for leaf in (*graph.leaves, *graph.unread):
         if tuple(tensors[leaf.name].shape) != leaf.shape:
             raise ValueError(f"`{leaf.name}` has shape {tuple(tensors[leaf.name].shape)}, the graph says {leaf.shape}")
         ready.add(leaf.value)
+    ready.discard(-1)
     for node in graph.nodes:
         missing = set(node.inputs) - ready
         if missing:

@@ -27,9 +27,10 @@ class Context:
     combine: str = "mean"
 
     def weight(self, member: Member) -> Tensor:
-        """The member's leaf as a matrix `[indices along the axis, everything else]`, float64, on the CPU."""
+        """The member's leaf as a matrix `[indices along the axis, everything else]`, at least float32."""
         tensor = self.tensors[member.leaf].detach()
-        return tensor.movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1).to("cpu", torch.float64)
+        rows = tensor.movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1)
+        return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
     def producers(self, group: ChannelGroup) -> list[Member]:
         """The weight matrices and kernels that produce the group's channels; if there are none, whatever holds it."""
@@ -109,7 +110,7 @@ def combined(
     """
     rows: list[Tensor] = []
     for member in context.producers(group):
-        numbers = along(context.weight(member))
+        numbers = along(context.weight(member)).to("cpu", torch.float64)
         order = torch.from_numpy(member.units.copy()).argsort(stable=True)
         mine = order[int((member.units < 0).sum()) :]
         rows.append(merge(numbers[mine].reshape(group.size, -1)))

@@ -1,5 +1,6 @@
 """L1: mean absolute weight of a filter (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
 
+import torch
 from torch import Tensor
 
 from secateurs.couple.group import ChannelGroup
@@ -13,4 +14,9 @@ def l1(group: ChannelGroup, context: Context) -> Tensor:
     Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance, as before a
     normalisation layer, which undoes any scale. Ranks like the sum form inside one layer.
     """
-    return combined(group, context, lambda rows: rows.abs().mean(1), lambda parts: parts.mean(1))
+    return combined(
+        group,
+        context,
+        lambda rows: torch.linalg.vector_norm(rows, 1, dim=1) / rows.shape[1],
+        lambda parts: parts.mean(1),
+    )

@@ -1,5 +1,6 @@
 """L2: Euclidean norm of a filter."""
 
+import torch
 from torch import Tensor
 
 from secateurs.couple.group import ChannelGroup
@@ -12,4 +13,9 @@ def l2(group: ChannelGroup, context: Context) -> Tensor:
 
     Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance.
     """
-    return combined(group, context, lambda rows: rows.square().sum(1), lambda parts: parts.sum(1).sqrt())
+    return combined(
+        group,
+        context,
+        lambda rows: torch.linalg.vector_norm(rows, dim=1).double().square(),
+        lambda parts: parts.sum(1).sqrt(),
+    )
