@@ -167,6 +167,7 @@ REFUSALS = [
     ([*HALF, "--evaluate", "toy:number"], "not a function"),
     ([*HALF, "--epochs", "2"], "needs data"),
     ([*HALF, "--recipe", "none.yaml"], "Both a recipe and a request"),
+    (["prune", "--recipe", "none.yaml", "--criterion", "l1"], "beside --recipe: --criterion"),
     (["prune", "--recipe", "none.yaml"], "cannot be read"),
     (["inspect", "--model", "toy:Nets", *INPUT], "did you mean 'Net'"),
     (["inspect", "--model", "toys:Net", *INPUT], "cannot be imported"),

@@ -73,10 +73,10 @@ def test_state_that_is_not_a_tensor_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "evidence"),
     [
-        (nn.Sequential(nn.Linear(4, 3)), "`0.weight` is 2x4 float32 in the artifact and 3x4 float32 in the class"),
-        (nn.Sequential(nn.Linear(4, 2).double()), "`0.weight` is 2x4 float32 in the artifact and 2x4 float64"),
-        (nn.Sequential(nn.Linear(4, 2, bias=False)), "`0.bias` is in the artifact and not in the class"),
-        (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), "`1.weight` is in the class and not in the artifact"),
+        (nn.Sequential(nn.Linear(4, 3)), "`0.weight` is 2x4 float32 in the file and 3x4 float32 in the class"),
+        (nn.Sequential(nn.Linear(4, 2).double()), "`0.weight` is 2x4 float32 in the file and 2x4 float64"),
+        (nn.Sequential(nn.Linear(4, 2, bias=False)), "`0.bias` is in the file and not in the class"),
+        (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), "`1.weight` is in the class and not in the file"),
     ],
 )
 def test_misfit_names_the_first_tensor(tmp_path: Path, model: nn.Module, evidence: str) -> None:

@@ -6,12 +6,10 @@ from typing import Annotated
 
 import typer
 
-import secateurs
 from secateurs.cli.arguments import AsJson
 from secateurs.cli.console import show, show_json
+from secateurs.names import KINDS, names
 from secateurs.report.tables import names_table
-
-KINDS = ("criteria", "devices", "searches", "ops")
 
 
 def list_names(
@@ -19,5 +17,5 @@ def list_names(
     json: AsJson = False,
 ) -> None:
     """Print the names of criteria, devices, searches and operators."""
-    names = {item: list(secateurs.list(item)) for item in ([kind] if kind else KINDS)}
-    show_json(names) if json else show([names_table(names)])
+    found = {item: names(item) for item in ([kind] if kind else KINDS)}
+    show_json(found) if json else show([names_table(found)])

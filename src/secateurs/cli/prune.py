@@ -14,8 +14,11 @@ from secateurs.cli.running import run
 from secateurs.deliver.artifact import save
 from secateurs.report.tables import result_tables
 
+BESIDE_A_RECIPE = frozenset({"recipe", "checkpoints", "out", "json"})
+
 
 def prune(
+    context: typer.Context,
     model: OptionalFactory = None,
     weights: Weights = None,
     input: Inputs = None,
@@ -47,12 +50,7 @@ def prune(
 ) -> None:
     """Cut a model to a budget and prove what the cut did. Exits 1 when the budget is not met."""
     if recipe is not None:
-        if model is not None or budget:
-            raise InputError(
-                explain(
-                    "Both a recipe and a request are given", next_step="leave out --recipe, or --model and --budget"
-                )
-            )
+        _refuse_both(context)
         request = recipes.load(recipe)
     else:
         request = recipes.make(
@@ -79,3 +77,16 @@ def prune(
     show_json(report) if json else show(result_tables(report))
     if not result.met:
         raise typer.Exit(NOT_MET)
+
+
+def _refuse_both(context: typer.Context) -> None:
+    """A recipe is the whole request: an option that would change it is refused, not ignored."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if other := [name for name in given if name not in BESIDE_A_RECIPE]:
+        raise InputError(
+            explain(
+                "Both a recipe and a request are given",
+                evidence=f"beside --recipe: {', '.join(f'--{name}' for name in other)}",
+                next_step="write it into the recipe, or leave out --recipe",
+            )
+        )

@@ -89,11 +89,11 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
     own = model.state_dict()
     for name in [*own, *(name for name in state if name not in own)]:
         if name not in state or name not in own:
-            found, missing = ("the class", "the artifact") if name in own else ("the artifact", "the class")
+            found, missing = ("the class", "the file") if name in own else ("the file", "the class")
             raise _misfit(where, f"`{name}` is in {found} and not in {missing}")
         saved, built = state[name], own[name]
         if saved.shape != built.shape or saved.dtype != built.dtype:
-            raise _misfit(where, f"`{name}` is {_kind(saved)} in the artifact and {_kind(built)} in the class")
+            raise _misfit(where, f"`{name}` is {_kind(saved)} in the file and {_kind(built)} in the class")
     with torch.no_grad():
         model.load_state_dict(dict(state), strict=True)
 
@@ -108,6 +108,6 @@ def _misfit(where: str, evidence: str) -> ArtifactError:
             "The saved tensors do not fit the class given",
             where=where,
             evidence=evidence,
-            next_step="pass as `build` the same code, with the same arguments, that made the model before the cut",
+            next_step="use the code, with the arguments, that the tensors were made for",
         )
     )
