@@ -45,6 +45,14 @@ def choose(
         )
     rows = _check_scores(groups, scores)
     widths = Widths(multiple, min_width, floor)
+    if budget.channels is not None and budget.channels < floor:
+        raise BudgetError(
+            explain(
+                "The budget contradicts the floor",
+                evidence=f"at most {budget.channels} of every group may remain, at least {floor} of it must",
+                next_step="lower floor, or give more channels",
+            )
+        )
     find = SEARCHES[search]
     if not groups.free:
         raise BudgetError(_nothing_free(groups))
@@ -101,9 +109,9 @@ def plan(
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for leaf in graph.leaves:
         for dim in range(len(leaf.shape)):
-            kept = groups.kept(leaf.value, dim, alive)
-            if kept is not None and kept.size < leaf.shape[dim]:
-                gone = np.setdiff1d(np.arange(leaf.shape[dim]), kept)
+            units = groups.axes.get((leaf.value, dim))
+            gone = np.flatnonzero((units >= 0) & ~alive[units]) if units is not None else np.zeros(0, dtype=np.int64)
+            if gone.size:
                 removed.setdefault(leaf.name, {})[dim] = tuple(gone.tolist())
     decisions = [_decision(group, keep.get(group.name), scores, widths) for group in groups]
     whole = np.ones(groups.units, dtype=np.bool_)
@@ -141,7 +149,7 @@ def _decision(
             why += f", in steps of {widths.step(group)}"
     if group.inexact_because is not None and group.frozen is None:
         why += f"; the rest changes a little: {group.inexact_because}"
-    row = () if scores is None or group.name not in scores else tuple(float(x) for x in scores[group.name])
+    row = () if scores is None or group.name not in scores else tuple(scores[group.name].tolist())
     return GroupDecision(group.name, group.size, kept, why, row)
 
 

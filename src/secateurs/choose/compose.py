@@ -83,11 +83,22 @@ def _both_removed(first: Removed, second: Removed) -> dict[str, dict[int, tuple[
 
 def _both_decided(first: tuple[GroupDecision, ...], second: tuple[GroupDecision, ...]) -> tuple[GroupDecision, ...]:
     later = {decision.name: decision for decision in second}
+    left = {decision.name: len(decision.kept) for decision in first}
+    for name, decision in later.items():
+        if first and len(decision.kept) < decision.size != left.get(name):
+            raise PlanError(
+                explain(
+                    "The second plan removes what is no unit of the original, where there is no such group",
+                    where=f"group `{name}`",
+                    evidence=f"{decision.size} units in the second plan, {left.get(name, 0)} left by the first",
+                    next_step="apply the plans one after the other",
+                )
+            )
     return tuple(_decided(decision, later.get(decision.name)) for decision in first)
 
 
 def _decided(first: GroupDecision, second: GroupDecision | None) -> GroupDecision:
-    """One group's two decisions; a group that was left with nothing to choose from is not in the second plan."""
+    """One group's two decisions; a group that was left with nothing to choose from may be missing in the second."""
     if second is None or second.size != len(first.kept):
         return first
     shrank_first, shrank_then = len(first.kept) < first.size, len(second.kept) < second.size

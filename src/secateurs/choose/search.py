@@ -31,8 +31,12 @@ def largest(count: int, fits: Callable[[int], bool]) -> int:
 
 @SEARCHES.register("uniform")
 def uniform(groups: Groups, scores: Scores, widths: Widths, fits: Fits) -> dict[str, int]:
-    """The same fraction of every group: the largest fraction that fits."""
-    fractions = sorted({k / group.size for group in groups.free for k in range(group.size + 1)})
+    """The same fraction of every group: the largest fraction that fits.
+
+    A group of n keeps k units for fractions up to `(k + 0.5) / n`, so these are all the fractions worth a try.
+    """
+    edges = {(k + 0.5) / group.size for group in groups.free for k in range(group.size)}
+    fractions = sorted({0.0, 1.0, *edges})
 
     def at(index: int) -> dict[str, int]:
         return {group.name: kept_at(group.size, fractions[index], group, widths) for group in groups.free}
