@@ -15,7 +15,7 @@ from secateurs.base.errors import (
     UnknownNameError,
 )
 from secateurs.capture import Graph, capture
-from secateurs.choose import Budget, Plan, choose, plan
+from secateurs.choose import Budget, Plan, choose, compose, plan
 from secateurs.cost import Cost, count
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.cut import CutResult, cut, cut_detailed
@@ -36,6 +36,6 @@ __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
     "DeviceError", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan", "PlanError",
     "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__", "capture",
-    "choose", "compare", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list",
+    "choose", "compare", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list",
     "load", "measure", "plan", "prune", "recalibrate", "save", "score",
 ]  # fmt: skip
