@@ -161,6 +161,25 @@ def test_another_class_is_refused_naming_the_first_difference(
         load(folder, build=build)
 
 
+class Forked(Net):
+    """Its path depends on its input's values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 1e4 else x.relu())
+
+
+def test_a_recorded_run_asks_for_the_inputs_of_the_cut(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    bright = IMAGE + 100
+    result = sec.prune(Forked().eval(), bright, budget=sec.Budget(macs=0.5))
+    assert result.graph.how == "recorded"
+    folder = save(result, tmp_path / "artifact")
+    with pytest.raises(ArtifactError, match="Next: pass the example inputs"):
+        load(folder, build=Forked)
+    with torch.no_grad():
+        assert torch.equal(load(folder, Forked, bright)(bright), result.model.eval()(bright))
+
+
 def test_what_is_not_a_factory_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError, match="needs the class.*build=MyNet"):
         load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +113,17 @@ def test_the_same_seed_gives_the_same_model(network: Net, result: Result) -> Non
     assert all(
         torch.equal(tensor, result.model.state_dict()[name]) for name, tensor in again.model.state_dict().items()
     )
+
+
+def test_a_finished_run_is_taken_from_its_folder(network: Net, result: Result, tmp_path: Path) -> None:
+    config = FineTune(epochs=2, lr=0.05, distil=Distill(), progress=False)
+    for _ in range(2):
+        again = sec.prune(
+            network, IMAGE, budget=sec.Budget(macs=0.5), multiple=4, data=stripes(), evaluate=right,
+            finetune=config, folder=tmp_path,
+        )  # fmt: skip
+        state = result.model.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
 
 
 def test_printing_tells_the_story_in_order(result: Result) -> None:

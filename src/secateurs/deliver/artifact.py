@@ -59,7 +59,7 @@ def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
     Raises `WriteError` when the disk is full or `folder` holds anything that is not part of an artifact; what was there
     stays as it was.
     """
-    again = {"inputs": result.inputs, "signature": signature(result.graph)}
+    again = {"inputs": result.inputs, "how": result.graph.how, "signature": signature(result.graph)}
     with write_folder(folder, owns=(*listing.REQUIRED, listing.GRAPH, listing.NAME)) as partial:
         write_state(result.model, partial / listing.TENSORS)
         _write(partial / listing.PLAN, result.plan.to_json())
@@ -150,7 +150,8 @@ def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping
     plan, stored = _plan(source), _again(source).get("signature")
     if not isinstance(stored, dict):
         raise listing.refused(source / listing.REPORT, "it does not say what the original was")
-    if example_inputs is None:
+    given = example_inputs
+    if given is None:
         example_inputs, kwargs = _inputs(source)
     if difference := tensor_difference(stored, model):
         raise _misfit(source, difference)
@@ -158,7 +159,8 @@ def _replay(source: Path, model: nn.Module, example_inputs: Any, kwargs: Mapping
         graph = capture(model, example_inputs, kwargs=dict(kwargs or {}))
         if graph.hash != plan.graph_hash:
             difference = call_difference(stored, graph)
-            raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}")
+            made_up = given is None and _again(source).get("how") == "recorded"
+            raise _misfit(source, difference or f"graph hash {graph.hash[:12]}, saved {plan.graph_hash[:12]}", made_up)
         _check_indices(plan, graph)
         again = cut_detailed(model, plan, example_inputs, dict(kwargs or {}), groups=couple(graph, unit=plan.unit))
     except (PlanError, ProofError, CaptureError, InputError) as error:
@@ -230,12 +232,15 @@ def _inputs(source: Path) -> tuple[Any, dict[str, Any]]:
         raise listing.refused(source / listing.REPORT, str(error)) from error
 
 
-def _misfit(source: Path, evidence: str) -> ArtifactError:
+def _misfit(source: Path, evidence: str, made_up: bool = False) -> ArtifactError:
+    """`made_up`: the path through the model depends on its inputs, and only shapes and types of those are stored."""
+    same_code = "pass as `build` the same code, with the same arguments, that made the model before the cut"
+    same_inputs = "pass the example inputs of the cut as `example_inputs`: this model's path depends on their values"
     return ArtifactError(
         explain(
             "The class given does not fit the saved plan",
             where=str(source),
             evidence=evidence,
-            next_step="pass as `build` the same code, with the same arguments, that made the model before the cut",
+            next_step=same_inputs if made_up else same_code,
         )
     )
