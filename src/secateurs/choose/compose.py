@@ -16,8 +16,8 @@ def compose(first: Plan, second: Plan) -> Plan:
     """The plan that removes at once, from the model `first` was made for, what `first` and then `second` remove.
 
     `second` was made for the model that `first` leaves. All indices of the result are the original's, so that it can be
-    replayed on the original class: `cut(cut(model, first), second)` equals `cut(model, compose(first, second))` in every
-    tensor. A unit's score is the last one that it was given.
+    replayed on the original class: `cut(cut(model, first), second)` equals `cut(model, compose(first, second))` in
+    every tensor. A unit's score is the last one that it was given.
 
     Raises `PlanError` when `second` was made for another model than `first` leaves, or when one plan removes whole
     attention heads and the other columns of them.
