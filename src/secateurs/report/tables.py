@@ -47,7 +47,7 @@ def verdict(report: Mapping[str, Any]) -> Text:
     text = Text("Budget met: " if met else "Budget NOT met: ", style="bold green" if met else "bold red")
     text.append(f"{report['budget']}\n", style="not bold default")
     text.append(f"{proof_sentence(report['proof'])}\n", style="not bold default")
-    why = f": {report['why_graph']}" if report.get("why_graph") else ""
+    why = f": {report['why_graph'].partition(' Next: ')[0]}" if report.get("why_graph") else ""
     text.append(f"Form: {_FORMS[report['form']]}{why}", style="not bold default")
     return text
 
@@ -135,10 +135,12 @@ def bar(share: float, width: int = 10) -> str:
 
 
 def as_text(parts: Iterable[RenderableType], width: int = 110) -> str:
-    """The tables as plain text without colours."""
+    """The tables as plain text without colours, an empty line between them."""
     console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False, legacy_windows=False)
-    for part in parts:
-        console.print(part)
+    for index, part in enumerate(parts):
+        if index:
+            console.print()
+        console.print(part, markup=False)
     output = console.file
     assert isinstance(output, io.StringIO)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
