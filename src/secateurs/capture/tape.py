@@ -130,7 +130,7 @@ class TapeMode(SchemaCheckMode):
         return result
 
     def _decided(self, op: str, result: Any) -> Any:
-        """The recorded outcome if there is one to replay; decisions that were folded away may be missing from the run."""
+        """The recorded outcome if there is one to replay; folded decisions may be missing from the run."""
         replay = self.tape.replay or ()
         while self.tape.turn < len(replay) and replay[self.tape.turn].op != op and replay[self.tape.turn].node < 0:
             self.tape.turn += 1

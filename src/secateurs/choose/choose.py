@@ -109,8 +109,8 @@ def plan(
     removed: dict[str, dict[int, tuple[int, ...]]] = {}
     for leaf in graph.leaves:
         for dim in range(len(leaf.shape)):
-            units = groups.axes.get((leaf.value, dim))
-            gone = np.flatnonzero((units >= 0) & ~alive[units]) if units is not None else np.zeros(0, dtype=np.int64)
+            owners = groups.axes.get((leaf.value, dim))
+            gone = np.flatnonzero((owners >= 0) & ~alive[owners]) if owners is not None else np.zeros(0, dtype=np.int64)
             if gone.size:
                 removed.setdefault(leaf.name, {})[dim] = tuple(gone.tolist())
     decisions = [_decision(group, keep.get(group.name), scores, widths) for group in groups]

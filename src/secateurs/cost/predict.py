@@ -23,8 +23,8 @@ class CostModel:
         self.groups = groups
         graph = groups.graph
         self._slot: dict[Axis, int] = {}
-        self._rows: list[int] = []
-        self._cols: list[int] = []
+        self._rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        self._cols: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         self._base: list[int] = [1]
         self._shared: dict[int, int] = {}
         macs = terms(graph)
@@ -38,7 +38,8 @@ class CostModel:
         self._unread_params = sum(_numel(leaf.shape) for leaf in graph.unread if leaf.kind == "parameter")
         self._unread_bytes = sum(_numel(leaf.shape) * leaf.dtype.itemsize for leaf in graph.unread)
         shape = (len(self._base), max(groups.units, 1))
-        self._matrix = coo_matrix((np.ones(len(self._rows)), (self._rows, self._cols)), shape=shape).tocsr()
+        rows, columns = np.concatenate(self._rows), np.concatenate(self._cols)
+        self._matrix = coo_matrix((np.ones(rows.size), (rows, columns)), shape=shape).tocsr()
         self._fixed = np.array(self._base, dtype=np.float64)
 
     def _table(self, products: list[tuple[Axis, ...]]) -> NDArray[np.int64]:
@@ -60,8 +61,8 @@ class CostModel:
             size = self.groups.graph.values[axis[0]].shape[axis[1]]
             mine = units[units >= 0] if units is not None else np.zeros(0, dtype=np.int64)
             self._base.append(size - int(mine.size))
-            self._rows += [slot] * int(mine.size)
-            self._cols += mine.tolist()
+            self._rows.append(np.full(mine.size, slot, dtype=np.int64))
+            self._cols.append(mine)
             if units is not None:
                 self._shared[id(units)] = slot
         self._slot[axis] = slot

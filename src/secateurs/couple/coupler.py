@@ -138,7 +138,7 @@ class Coupler:
         rank = len(self.shape(value))
         dim %= max(rank, 1)
         for layer in self.of(value):
-            if dim in varying(layer):
+            if layer.shape[dim] > 1:
                 small = self.collapse(layer, dim)
                 if small is not layer:
                     self.layers[value] = tuple(small if item is layer else item for item in self.of(value))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class ChannelGroup:
     def exact(self) -> bool:
         return self.inexact_because is None
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Channels per unit: the fewest positions that one unit owns on any member's axis (64 for a head of 64)."""
         if not self.members or not self.size:

@@ -97,7 +97,7 @@ class GraphModule(nn.Module):
         old = owner.get_submodule(last)
         norm = _BatchNorm(old.running_mean.shape[0], given["eps"], given["momentum"], affine="weight" in mine)  # type: ignore[index, arg-type]
         if "num_batches_tracked" in old._buffers:
-            norm.num_batches_tracked = old.num_batches_tracked
+            norm.num_batches_tracked = old.get_buffer("num_batches_tracked")
         for key in mine:
             setattr(norm, key, getattr(old, key))
             self._paths[mine[key]] = (norm, key)

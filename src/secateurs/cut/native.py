@@ -21,15 +21,20 @@ def sliced_copy(model: nn.Module, slicer: Slicer) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
-        data = slicer(name, parameter.detach())
-        memo[id(parameter)] = nn.Parameter(data.clone(), parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(_own(slicer(name, parameter.detach()), parameter), parameter.requires_grad)
     for name, buffer in model.named_buffers():
-        memo.setdefault(id(buffer), slicer(name, buffer.detach()).clone())
+        memo.setdefault(id(buffer), _own(slicer(name, buffer.detach()), buffer))
     for module in model.modules():
         for item in vars(module).values():
             if isinstance(item, Tensor):
                 memo.setdefault(id(item), item.detach().clone())
     return copy.deepcopy(model, memo)
+
+
+def _own(part: Tensor, whole: Tensor) -> Tensor:
+    """`part` in memory of its own."""
+    same = part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    return part.clone() if same else part
 
 
 def repair_known(model: nn.Module) -> None:

@@ -70,34 +70,59 @@ def score(
     the layers that are coupled in a group (`mean`, `sum`, `max`, `min`, `geometric_mean`); `normalize` makes groups
     comparable with each other (`mean`: divide by the group's mean, `max`, `sum`, `l2`, `none`).
 
-    Raises `UnknownNameError` for an unknown name and `InputError` for scores that are not finite or of the wrong size.
+    Raises `UnknownNameError` for an unknown name and `InputError` for scores that are not finite or of the wrong size,
+    or when `model` is not the one that `groups` were found in.
     """
     rule = CRITERIA[criterion] if isinstance(criterion, str) else criterion
     scale = _named("normalisation", normalize, NORMALIZE)
     _named("combination", combine, COMBINE)
-    tensors: dict[str, Tensor] = {
-        **dict(model.named_parameters()),
-        **dict(model.named_buffers()),
-        **groups.graph.constants,
-    }
-    context = Context(tensors, torch.Generator().manual_seed(seed), combine)
+    context = Context(_tensors_of(groups, model), torch.Generator().manual_seed(seed), combine)
+    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
     result: dict[str, Tensor] = {}
     with torch.no_grad():
         for group in groups.free:
-            raw = rule(group, context)
-            broken = int((~torch.isfinite(raw)).sum())
-            if tuple(raw.shape) != (group.size,) or broken:
-                raise InputError(
-                    explain(
-                        f"The criterion {criterion!r} gives no usable scores",
-                        where=f"group `{group.name}`",
-                        evidence=f"shape {tuple(raw.shape)} for {group.size} units, {broken} not finite",
-                        next_step="check the weights, or the criterion if it is your own",
-                    )
-                )
-            scaled = scale(raw.to(torch.float64))
+            scaled = scale(_checked(rule(group, context), group, name))
             result[group.name] = scaled if bool(torch.isfinite(scaled).all()) else torch.zeros_like(scaled)
     return result
+
+
+def _tensors_of(groups: Groups, model: nn.Module) -> dict[str, Tensor]:
+    """The leaves that the groups speak of, by name. Raises `InputError` if this is another model."""
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **groups.graph.constants,
+    }
+    for leaf in groups.graph.leaves:
+        found = tuple(tensors[leaf.name].shape) if leaf.name in tensors else None
+        if found != leaf.shape:
+            raise InputError(
+                explain(
+                    "The groups belong to another model",
+                    where=f"`{leaf.name}`",
+                    evidence=f"shape {leaf.shape} in the groups, {found or 'nothing of that name'} in the model",
+                    next_step="capture and couple this model",
+                )
+            )
+    return tensors
+
+
+def _checked(raw: Any, group: ChannelGroup, criterion: str) -> Tensor:
+    """What a criterion gave, in float64. Raises `InputError` if these are no scores of this group."""
+    evidence = f"it gave a {type(raw).__name__}"
+    if isinstance(raw, Tensor):
+        broken = int((~torch.isfinite(raw)).sum())
+        if tuple(raw.shape) == (group.size,) and not broken:
+            return raw.detach().to("cpu", torch.float64)
+        evidence = f"shape {tuple(raw.shape)} for {group.size} units, {broken} not finite"
+    raise InputError(
+        explain(
+            f"The criterion {criterion!r} gives no usable scores",
+            where=f"group `{group.name}`",
+            evidence=evidence,
+            next_step="check the weights, or the criterion if it is your own",
+        )
+    )
 
 
 def combined(
