@@ -1,0 +1,42 @@
+"""Every registered criterion passes the suite that ships with the package; so does a function of one's own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateurs.couple import ChannelGroup
+from secateurs.score import CRITERIA
+from secateurs.score.criterion import Context
+from secateurs.testing.criteria import CriterionConformance
+
+
+class TestL1(CriterionConformance):
+    criterion = "l1"
+
+
+class TestL2(CriterionConformance):
+    criterion = "l2"
+
+
+class TestRandom(CriterionConformance):
+    criterion = "random"
+    looks_at_model = False
+
+
+def largest(group: ChannelGroup, context: Context) -> Tensor:
+    """The largest weight of any index that the unit owns, wherever it is."""
+    rows = [context.weight(member).abs().amax(1) for member in group.members]
+    best = [row.new_zeros(group.size) for row in rows]
+    for numbers, row, member in zip(best, rows, group.members, strict=True):
+        for unit in range(group.size):
+            numbers[unit] = row[member.positions(unit)].max()
+    return sum(best[1:], best[0])
+
+
+class TestOwnFunction(CriterionConformance):
+    criterion = largest
+
+
+def test_none_is_forgotten():
+    tested = {suite.criterion for suite in CriterionConformance.__subclasses__() if isinstance(suite.criterion, str)}
+    assert tested == set(CRITERIA)
