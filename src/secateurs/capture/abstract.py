@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-SAME = frozenset((aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default))
 CONVOLUTIONS = frozenset((aten.conv1d.default, aten.conv2d.default, aten.conv3d.default))
 
 
@@ -23,14 +22,23 @@ def empty_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     x: Tensor = args[0]
     if not x.is_contiguous() or (len(args) > 1 and isinstance(args[1], Tensor) and args[1].dtype != x.dtype):
         return None
-    if func in SAME:
-        return torch.empty_like(x) if x.dim() > 1 else None
+    if func is aten.batch_norm.default:
+        extras = [item for item in args[1:5] if item is not None]
+        fits = x.dim() > 1 and all(tuple(item.shape) == (x.shape[1],) for item in extras)
+        return torch.empty_like(x) if fits else None
+    if func is aten.layer_norm.default:
+        inner = tuple(args[1])
+        extras = [item for item in args[2:4] if item is not None]
+        fits = tuple(x.shape[x.dim() - len(inner) :]) == inner and all(tuple(item.shape) == inner for item in extras)
+        return torch.empty_like(x) if fits else None
     if func in CONVOLUTIONS:
         shape = _convolved(x, *args[1:])
         return None if shape is None else x.new_empty(shape)
     if func is aten.linear.default:
         weight = args[1]
+        bias = args[2] if len(args) > 2 else None
         fits = weight.dim() == 2 and x.dim() > 0 and x.shape[-1] == weight.shape[1]
+        fits = fits and (bias is None or tuple(bias.shape) == tuple(weight.shape[:1]))
         return x.new_empty((*x.shape[:-1], weight.shape[0])) if fits else None
     return None
 

@@ -83,7 +83,7 @@ def fold_constants(graph: Graph, tensors: Mapping[int, Tensor]) -> Graph:
             name += "_"
         constants[name] = data[value].clone()
         leaves.append(Leaf(name, (name,), "constant", value, tuple(data[value].shape), data[value].dtype))
-    nodes = _alive([node for node in graph.nodes if node.index not in gone], graph.outputs)
+    nodes = _alive(graph, [node for node in graph.nodes if node.index not in gone])
     read = {value for node in nodes for value in node.inputs} | set(graph.outputs)
     leaves = [leaf for leaf in leaves if leaf.value in read]
     constants = {leaf.name: constants[leaf.name] for leaf in leaves if leaf.kind == "constant"}
@@ -112,12 +112,14 @@ def _constant_values(graph: Graph) -> set[int | None]:
         dirty |= found
 
 
-def _alive(nodes: list[Node], outputs: tuple[int, ...]) -> list[Node]:
-    """The nodes that the outputs need, and those that write in place."""
-    needed = set(outputs)
+def _alive(graph: Graph, nodes: list[Node]) -> list[Node]:
+    """The nodes that the outputs need, those that write in place, and those that read weights: the model runs them."""
+    needed = set(graph.outputs)
+    weights = {leaf.value for leaf in graph.leaves if leaf.kind == "parameter"}
     alive: list[Node] = []
     for node in reversed(nodes):
-        if any(out in needed for out in node.outputs) or operator(node.op)._schema.is_mutable:
+        wanted = any(out in needed for out in node.outputs) or any(value in weights for value in node.inputs)
+        if wanted or operator(node.op)._schema.is_mutable:
             needed.update(node.inputs)
             alive.append(node)
     return alive[::-1]

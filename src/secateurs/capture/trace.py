@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 import inspect
 import logging
 import sys
@@ -188,23 +187,24 @@ def _recorded(
 
 
 def _forget_fakes(watched: weakref.ref[Any]) -> None:
-    """Empty the function caches of the model's code if a tensor without data was left in one.
+    """Empty the function caches of the model's code if a tensor without data may have been left in one.
 
     Code such as `@lru_cache def position_index(window): ...` keeps what it made during the trace, and the caller's next
     real run would find it there. Such a tensor keeps its mode alive, which is what `watched` refers to.
     """
     if watched() is not None:
-        gc.collect()
-    if watched() is None:
-        return
-    for item in gc.get_objects():
-        if type(item) is functools._lru_cache_wrapper and _belongs_to_a_model(item):
-            item.cache_clear()
+        for cache in _function_caches(len(sys.modules)):
+            if cache.cache_info().currsize:
+                cache.cache_clear()
 
 
-def _belongs_to_a_model(function: Any) -> bool:
-    package = str(getattr(function, "__module__", "")).split(".")[0]
-    return package not in sys.stdlib_module_names and package not in ("torch", "numpy", "scipy", "secateurs")
+@functools.lru_cache(maxsize=1)
+def _function_caches(modules: int) -> list[Any]:
+    """Every `lru_cache` at the top level of a module that is neither Python's nor PyTorch's; found anew after imports."""
+    spared = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"}
+    found = [module for name, module in list(sys.modules.items()) if name.split(".")[0] not in spared]
+    held = [item for module in found for item in list(vars(module).values()) if type(item) is functools._lru_cache_wrapper]
+    return list({id(item): item for item in held}.values())
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _partition(c: Coupler, graph: Graph, rows: Rows, frozen: Ints) -> list[Ints]
             owned[found] = True
         np.minimum.at(order, found, start + np.arange(found.size))
         start += found.size
-    owned &= _read(c, graph, rows) & (frozen != -2)
+    owned &= (_read(c, graph, rows) | (frozen >= 0)) & (frozen != -2)
     shown = np.flatnonzero(owned)
     if not shown.size:
         return []

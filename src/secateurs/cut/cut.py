@@ -240,7 +240,10 @@ def _loses(name: str, made: Made) -> bool:
 def _check_as_it_runs(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor]) -> None:
     """The module called as a caller calls it gives the proven numbers, up to its own precision."""
     given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
-    result = plain_output(model(*given_args, **given_keywords))
+    try:
+        result = plain_output(model(*given_args, **given_keywords))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ProofError(explain("The cut module does not run", evidence=f"{type(error).__name__}: {error}")) from error
     tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
     pairs = [(a, b) for a, b in zip(tensors, exact, strict=True) if a.is_floating_point()]
     for position, (a, b) in enumerate(pairs):

@@ -121,13 +121,31 @@ class GraphModule(nn.Module):
         values = dict(zip(self._inputs, given, strict=True))
         batch = given[0].shape[0] if given[0].dim() else 1
         for node in self.graph.nodes:
-            results = self._run(node, values, batch, given[0].device)
+            try:
+                results = self._run(node, values, batch, given[0].device)
+            except RuntimeError as error:
+                self._explain(node, given, error)
+                raise
             for out, result in zip(node.outputs, results, strict=True):
                 if out is not None:
                     values[out] = result
             for value in self._done.get(node.index, ()):
                 values.pop(value, None)
         return map_refs(self.graph.output, lambda ref: self._read(ref.value, values))
+
+    def _explain(self, node: Node, given: list[Tensor], error: RuntimeError) -> None:
+        """If the inputs are not shaped as captured, that is the likely cause."""
+        for item, tensor in zip(self.graph.inputs, given, strict=True):
+            expected = self.graph.values[item.value].shape
+            if tuple(tensor.shape) != expected:
+                raise InputError(
+                    explain(
+                        f"This graph can not run on these inputs: {error}",
+                        where=node.where,
+                        evidence=f"`{item.name}` has shape {tuple(tensor.shape)}, captured with {expected}",
+                        next_step="capture and cut with example inputs of the shape you need",
+                    )
+                ) from error
 
     def _run(self, node: Node, values: dict[int, Tensor], batch: int, device: torch.device) -> tuple[Any, ...]:
         norm = self._norms.get(node.index)

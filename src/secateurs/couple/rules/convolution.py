@@ -68,6 +68,10 @@ def _grouped(
         return out
     if weight_in is not None:
         c.freeze(weight_in, f"{node.where} has {groups} groups, which go as a whole")
+    if ids_in is None and out is not None and wide_out:
+        rows = out.reshape(groups, -1)
+        c.tie(rows, rows[:1])
+        return out
     if ids_in is None or out is None:
         c.pair(ids_in, out, f"{node.where} keeps each channel in a group of its own, next to channels that can not go")
         return None

@@ -188,20 +188,16 @@ def joined(c: Coupler, node: Node, parts: list[int], dim: int, rank: int) -> lis
             c.freeze(ids, f"{node.where} joins it with {describe(c, part)}, whose channels are not ours to remove")
             pieces.append(spread(ids, dim, rank))
         result.append(torch.cat(pieces, dim))
-    for other in range(rank):
-        if other == dim or any(other in varying(layer) for layer in result):
-            continue
-        ids: Tensor | None = None  # type: ignore[no-redef]
-        axes = [c.along(part, other) for part in parts]
-        if any(axis is not None for axis in axes):
-            whole = all(axis is not None for axis in axes)
-            for axis in axes:
-                if axis is not None and not whole:
-                    c.freeze(axis, f"{node.where} joins it with a tensor that can not lose this axis")
-                elif axis is not None and axes[0] is not None:
-                    c.tie(axes[0], axis)
-            if whole and axes[0] is not None:
-                result.append(spread(axes[0], other, rank))
+    flat = [
+        c.temporary(tuple(1 if d == dim else n for d, n in enumerate(c.shape(part))), c.others(part, [dim]))
+        for part in parts
+    ]
+    taken = {d for layer in result for d in varying(layer)}
+    for layer in pointwise(c, node, flat, rank):
+        if taken & set(varying(layer)):
+            c.freeze(layer, f"{node.where} joins it with a tensor that can not lose this axis")
+        else:
+            result.append(layer)
     return result
 
 

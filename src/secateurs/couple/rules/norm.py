@@ -20,7 +20,11 @@ def batch_norm(c: Coupler, node: Node) -> None:
             ids = c.pair(
                 ids, c.along(extra, 0), f"{node.where} has one entry per channel, next to channels that can not go"
             )
-    c.put(node.outputs[0], [*c.others(x, [1]), *([spread(ids, 1, len(c.shape(x)))] if ids is not None else [])])
+    others = c.others(x, [1])
+    if given.get("training") or given.get("use_input_stats") or value(given.get("running_mean")) is None:
+        for layer in others:
+            c.change(layer, f"{node.where} takes its statistics over it")
+    c.put(node.outputs[0], [*others, *([spread(ids, 1, len(c.shape(x)))] if ids is not None else [])])
 
 
 @rule("aten.layer_norm", "aten.rms_norm", "aten.native_layer_norm", "aten._fused_rms_norm")
