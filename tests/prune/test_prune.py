@@ -150,6 +150,33 @@ def test_a_missed_budget_is_told(result: Result) -> None:
     assert repr(missed).endswith("met=False, form='native')")
 
 
+class HardCoded(nn.Module):
+    """A size written into `forward`, so that the class itself cannot take smaller tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(12)
+        self.conv = nn.Conv2d(1, 12, 3, padding=1)
+        self.head = nn.Linear(12 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu().reshape(x.shape[0], 12 * 36))  # type: ignore[no-any-return]
+
+
+def test_a_graph_form_goes_all_the_way(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FineTune(epochs=1, distil=Distill(), progress=False)
+    found = sec.prune(HardCoded(), IMAGE, budget=sec.Budget(macs=0.5), data=stripes(), evaluate=right, finetune=config)
+    assert found.form == "graph"
+    assert found.why_graph
+    assert "graph (the rewritten program" in str(found)
+    assert list(found.accuracy) == ["original", "cut", "recalibrated", "fine-tuned"]
+    loaded = sec.load(sec.save(found, tmp_path / "artifact"))
+    images = stripes()[0][0]
+    with torch.no_grad():
+        assert torch.equal(loaded(images), found.model.eval()(images))
+
+
 def test_what_stayed_whole_is_told_with_its_reason(result: Result) -> None:
     assert result.frozen
     assert all(group.why for group in result.frozen)
