@@ -169,6 +169,9 @@ def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, multiple:
         width = len(kept(plan)[group.name])
         assert width == group.size or width % multiple == 0
         assert width > 0
+        if multiple > group.size:
+            why = next(decision.why for decision in plan.groups if decision.name == group.name)
+            assert why == f"kept whole: the limits on widths allow no fewer than its {group.size} channels"
 
 
 def test_multiples_count_channels_not_units():

@@ -139,6 +139,8 @@ def _decision(
     kept = tuple(sorted(keep)) if keep is not None else tuple(range(group.size))
     if group.frozen is not None:
         why = group.frozen
+    elif len(kept) == group.size and widths is not None and widths.least(group) == group.size:
+        why = f"kept whole: the limits on widths allow no fewer than its {group.size * group.width} channels"
     elif len(kept) == group.size:
         why = "kept whole: within the budget as it is"
     else:
