@@ -3,8 +3,9 @@
     python -m benchmarks.coverage --suite torchvision --only 'resnet*'
 
 Each model runs in a process of its own on one thread and is killed when capture, couple, score, choose and cut (proof
-included) together take longer than `--limit`. Rows go to `coverage.csv` as they are ready; a second run skips the rows
-that were made with the same code and the same libraries. `coverage.json` holds the counts and the environment.
+included) together take more than `--limit` seconds of one core. Rows go to `coverage.csv` as they are ready; a second
+run skips the rows that were made with the same code and the same libraries. `coverage.json` holds the counts and the
+environment.
 With `--peer` the same models go through Torch-Pruning, into `coverage_peer.csv`.
 """
 
@@ -60,9 +61,11 @@ def _book(arguments: argparse.Namespace) -> ledger.Ledger:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=[*SUITES, "all"], default="all")
-    parser.add_argument("--only", default="*", help="glob on model names")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="globs on model names")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, one thread each")
-    parser.add_argument("--limit", type=float, help="seconds for one model, its construction left out (60; peer: 120)")
+    parser.add_argument(
+        "--limit", type=float, help="seconds of one core for one model, its construction left out (60; peer: 120)"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--traces", type=Path, help="folder for the tracebacks of models that were refused or crashed")
     parser.add_argument("--fresh", action="store_true", help="run models again that were run with this code")

@@ -34,7 +34,7 @@ COLUMNS = (
         "form",
         "why_graph",
     ),
-    *("seconds", "build_s", *(f"{stage}_s" for stage in STAGES), "proof_s", "proof_difference"),
+    *("seconds", "cpu_s", "build_s", *(f"{stage}_s" for stage in STAGES), "proof_s", "proof_difference"),
     *("masked", "masked_difference", "effect", "macs_left", "params_left", "flops_left"),
     *("params", "peak_mib", "untouched", "note", "code"),
 )
@@ -125,7 +125,7 @@ class Ledger:
         counts = Counter(row["status"] for row in rows)
         good = [row for row in rows if row["status"] == self._statuses[0]]
         left = [float(row["macs_left"]) for row in good]
-        seconds = [float(row["seconds"]) for row in rows]
+        seconds = [float(row["cpu_s"]) for row in rows if row["cpu_s"]]
         return {
             "models": len(rows),
             **{status: counts[status] for status in self._statuses},

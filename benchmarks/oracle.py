@@ -2,15 +2,16 @@
 
 1. The cut model runs on the example inputs and returns the shapes that the original returns.
 2. Its parameters have the original's shapes less `plan.removed` (native form).
-3. It agrees with the original whose *consumers* were masked by hand: the removed input positions of every plain
-   convolution and linear layer set to zero. This needs every removed group to be exact and to be read by such layers
-   only; `masked` says when it could not be done.
+3. It agrees with `benchmarks.masking.masked_original`: the original with the removed inputs of its linear layers and
+   convolutions set to zero and its norms over the channels that stay. `masked` says when that could not be made, or
+   proves nothing.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.masking import NotApplicableError, masked_original
 from benchmarks.zoo.entry import Inputs, tensors
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 MOST_PARAMETERS_IN_DOUBLE = 150_000_000
-CONSUMED_DIM: dict[type[nn.Module], int] = {
-    nn.Linear: 1,
-    nn.Conv1d: 1,
-    nn.Conv2d: 1,
-    nn.Conv3d: 1,
-    nn.ConvTranspose1d: 0,
-    nn.ConvTranspose2d: 0,
-    nn.ConvTranspose3d: 0,
-}
 
 
 @dataclass
@@ -39,10 +32,6 @@ class Verdict:
 
     complaint: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-class NotApplicableError(Exception):
-    """The masked comparison cannot be made by hand for this plan, and why."""
 
 
 def check(original: nn.Module, cut: nn.Module, plan: Any, groups: Any, inputs: Inputs, *, native: bool) -> Verdict:
@@ -70,9 +59,22 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[list[Tensor], int]:
     """Outputs in order, and the floating-point operations as PyTorch counts them."""
     counter = FlopCounterMode(display=False)
     call = copy.deepcopy(inputs)
-    with torch.no_grad(), counter:
+    with _nothing_trains(model), torch.no_grad(), counter:
         output = model(*call.args, **call.kwargs)
     return list(tensors(output)), counter.get_total_flops()
+
+
+@contextmanager
+def _nothing_trains(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient for a while: PyTorch's counter hooks backward passes that there are not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _counts_depend_on_data(model: nn.Module) -> bool:
@@ -98,11 +100,14 @@ def _compare_masked(
     original: nn.Module, cut: nn.Module, plan: Any, groups: Any, inputs: Inputs, verdict: Verdict
 ) -> None:
     try:
-        masked = _masked(original, plan, groups)
+        masked = masked_original(original, plan, groups)
     except NotApplicableError as reason:
         verdict.facts["masked"] = f"not applicable: {reason}"
         return
-    compare(original, masked, cut, inputs, verdict)
+    compare(original, masked.model, cut, inputs, verdict)
+    if verdict.complaint and masked.doubt:
+        verdict.facts["masked"] = f"inconclusive ({verdict.complaint}): {masked.doubt}"
+        verdict.complaint = ""
 
 
 def compare(original: nn.Module, masked: nn.Module, cut: nn.Module, inputs: Inputs, verdict: Verdict) -> None:
@@ -119,39 +124,6 @@ def compare(original: nn.Module, masked: nn.Module, cut: nn.Module, inputs: Inpu
         verdict.complaint = f"differs from the masked original by {difference:.1e} of the largest output ({dtype})"
     elif effect < 10 * TOLERANCE[torch.float64]:
         verdict.facts["masked"] = f"vacuous: the cut moved the output by {effect:.1e} only"
-
-
-def _masked(original: nn.Module, plan: Any, groups: Any) -> nn.Module:
-    """A copy of the original with the removed inputs of plain consumers set to zero. Raises `NotApplicableError`."""
-    cut_groups = {decision.name for decision in plan.groups if len(decision.kept) < decision.size}
-    masked = copy.deepcopy(original)
-    parameters = dict(masked.named_parameters())
-    consumers = {name + ".weight" if name else "weight": module for name, module in masked.named_modules()}
-    for group in groups:
-        if group.name in cut_groups:
-            for leaf, dim in _consumed(group, consumers):
-                indices = list(plan.removed.get(leaf, {}).get(dim, ()))
-                with torch.no_grad():
-                    parameters[leaf].index_fill_(dim, torch.tensor(indices, dtype=torch.long), 0.0)
-    return masked
-
-
-def _consumed(group: Any, consumers: dict[str, nn.Module]) -> Iterator[tuple[str, int]]:
-    """Weights that read the channels of this group, with the dimension that does."""
-    if not group.exact:
-        raise NotApplicableError(f"{group.name}: {group.inexact_because}")
-    count = 0
-    for member in group.members:
-        module = consumers.get(member.leaf)
-        kind = type(module)
-        if module is None or member.dim != CONSUMED_DIM.get(kind, -1):
-            if member.role == "in":
-                raise NotApplicableError(f"{group.name} is read by {member.leaf} of {kind.__name__}")
-            continue
-        count += 1
-        yield member.leaf, member.dim
-    if not count:
-        raise NotApplicableError(f"{group.name} is read by no plain layer")
 
 
 def _distances(original: nn.Module, masked: nn.Module, cut: nn.Module, inputs: Inputs) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import oracle
+from benchmarks import masking, oracle
 from benchmarks.trial import KEPT_CHANNELS, Report, peak_memory
 from benchmarks.zoo.entry import Entry, Inputs
 from benchmarks.zoo.index import find
@@ -35,12 +36,13 @@ def run(entry: Entry, report: Report) -> None:
     report.stage("build")
     model, inputs = entry.build()
     report.facts(input=str(inputs), params=sum(parameter.numel() for parameter in model.parameters()))
+    started = time.process_time()
     try:
         status, reason = _attempt(model, inputs, report)
     except Exception as error:  # noqa: BLE001 - whatever happens to a model is its result
         status, reason = "crashed", f"{type(error).__name__}: {error}"
         report.facts(trace=traceback.format_exc()[-4000:])
-    report.facts(peak_mib=peak_memory(), status=status, reason=reason)
+    report.facts(cpu_s=round(time.process_time() - started, 3), peak_mib=peak_memory(), status=status, reason=reason)
 
 
 def _attempt(model: nn.Module, inputs: Inputs, report: Report) -> tuple[str, str]:
@@ -86,7 +88,7 @@ def _last_layers(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
     handles = [
         module.register_forward_hook(lambda module, args, output: made.__setitem__(_place(output), module))
         for module in model.modules()
-        if type(module) in oracle.CONSUMED_DIM
+        if type(module) in masking.CONSUMED_DIM
     ]
     results, _ = oracle.run(model, inputs)
     for handle in handles:
@@ -116,14 +118,14 @@ class _Masks:
                 self.why_not = f"normalises over channels: {type(module).__name__}"
             elif isinstance(module, nn.Parameter):
                 self.why_not = self.why_not or "prunes a parameter outside any layer"
-            elif type(module) in oracle.CONSUMED_DIM and "in_channels" in dependency.handler.__name__:
+            elif type(module) in masking.CONSUMED_DIM and "in_channels" in dependency.handler.__name__:
                 gone.setdefault(module, set()).update(int(index) for index in indices)
         for module, positions in gone.items():
             self._remove(module, positions)
 
     def _remove(self, module: nn.Module, positions: set[int]) -> None:
         name = self._names[module]
-        dim = oracle.CONSUMED_DIM[type(module)]
+        dim = masking.CONSUMED_DIM[type(module)]
         left = self._left.setdefault(name, list(range(module.weight.shape[dim])))
         self._gone.setdefault(name, []).extend(left[position] for position in positions if position < len(left))
         self._left[name] = [index for position, index in enumerate(left) if position not in positions]
@@ -134,7 +136,7 @@ class _Masks:
         for name, indices in self._gone.items():
             layer = copied.get_submodule(name)
             with torch.no_grad():
-                layer.weight.index_fill_(oracle.CONSUMED_DIM[type(layer)], torch.tensor(indices), 0.0)
+                layer.weight.index_fill_(masking.CONSUMED_DIM[type(layer)], torch.tensor(indices), 0.0)
         return copied
 
 

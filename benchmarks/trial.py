@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks import oracle
-from benchmarks.zoo.entry import Entry
+from benchmarks.zoo.entry import Entry, Inputs
 from benchmarks.zoo.index import find
 
 KEPT_CHANNELS = 0.5
@@ -59,47 +59,54 @@ def run(entry: Entry, report: Report) -> None:
     report.stage("build")
     model, inputs = entry.build()
     report.facts(input=str(inputs), params=sum(parameter.numel() for parameter in model.parameters()))
-    before = fingerprint(model)
-    status, reason = "crashed", ""
-    try:
-        status, reason = _attempt(model, inputs, report)
-    except Exception as error:  # noqa: BLE001 - whatever happens to a model is its result
-        status, reason = _refusal(error)
-        report.facts(trace=traceback.format_exc()[-4000:])
+    before, started = fingerprint(model), time.process_time()
+    made, failure = _cut(model, inputs, report)
+    report.facts(cpu_s=round(time.process_time() - started, 3))
     report.stage("untouched")
     untouched = fingerprint(model) == before
+    report.stage("check")
+    status, reason = failure or _check(model, made, inputs, report)
     report.stage("end")
     if not untouched:
         status, reason = "wrong", f"the caller's model was changed ({status}: {reason})"
     report.facts(untouched=untouched, peak_mib=peak_memory(), status=status, reason=reason)
 
 
-def _refusal(error: Exception) -> tuple[str, str]:
+def _cut(model: nn.Module, inputs: Inputs, report: Report) -> tuple[Any, tuple[str, str] | None]:
+    """What the library makes of the model: (cut result, groups), or a status and its reason."""
     import secateurs as sec
 
-    refused = isinstance(error, sec.SecateursError)
-    return ("refused" if refused else "crashed"), f"{type(error).__name__}: {error}"
+    try:
+        report.stage("capture")
+        graph = sec.capture(model, inputs.args, kwargs=inputs.kwargs)
+        report.stage("couple")
+        groups = sec.couple(graph)
+        report.facts(captured=graph.how, nodes=len(graph.nodes), **_group_facts(groups))
+        report.stage("score")
+        scores = sec.score(groups, model, "l1")
+        report.stage("choose")
+        plan = sec.choose(graph, groups, scores, sec.Budget(channels=KEPT_CHANNELS), search="uniform")
+        if plan.empty:
+            return None, ("refused", "nothing can be removed")
+        report.facts(**_cost_facts(plan))
+        report.stage("cut")
+        result = sec.cut_detailed(model, plan, inputs.args, kwargs=inputs.kwargs, groups=groups)
+        report.facts(form=result.form, why_graph=result.why_graph, **_proof_facts(result.proof))
+        return (result, groups), None
+    except Exception as error:  # noqa: BLE001 - whatever happens to a model is its result
+        report.facts(trace=traceback.format_exc()[-4000:])
+        status = "refused" if isinstance(error, sec.SecateursError) else "crashed"
+        return None, (status, f"{type(error).__name__}: {error}")
 
 
-def _attempt(model: nn.Module, inputs: Any, report: Report) -> tuple[str, str]:
-    import secateurs as sec
-
-    report.stage("capture")
-    graph = sec.capture(model, inputs.args, kwargs=inputs.kwargs)
-    report.stage("couple")
-    groups = sec.couple(graph)
-    report.facts(captured=graph.how, nodes=len(graph.nodes), **_group_facts(groups))
-    report.stage("score")
-    scores = sec.score(groups, model, "l1")
-    report.stage("choose")
-    plan = sec.choose(graph, groups, scores, sec.Budget(channels=KEPT_CHANNELS), search="uniform")
-    if plan.empty:
-        return "refused", "nothing can be removed"
-    report.stage("cut")
-    result = sec.cut_detailed(model, plan, inputs.args, kwargs=inputs.kwargs, groups=groups)
-    report.stage("check")
-    report.facts(form=result.form, why_graph=result.why_graph, **_cost_facts(plan), **_proof_facts(result.proof))
-    verdict = oracle.check(model, result.model, plan, groups, inputs, native=result.form == "native")
+def _check(model: nn.Module, made: Any, inputs: Inputs, report: Report) -> tuple[str, str]:
+    """The benchmark's own judgement of what the library returned."""
+    result, groups = made
+    try:
+        verdict = oracle.check(model, result.model, result.plan, groups, inputs, native=result.form == "native")
+    except Exception as error:  # noqa: BLE001 - a cut model that does not run is a wrong one
+        report.facts(trace=traceback.format_exc()[-4000:])
+        return "wrong", f"the check failed: {type(error).__name__}: {error}"
     report.facts(**verdict.facts)
     return ("wrong", verdict.complaint) if verdict.complaint else ("proven", "")
 

@@ -17,7 +17,7 @@ from benchmarks.zoo.index import SUITES, select
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.add_argument("--suite", choices=[*SUITES, "all"], default="all")
-    parser.add_argument("--only", default="*", help="glob on model names")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="globs on model names")
     parser.add_argument("--check", action="store_true", help="build and run each model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.zoo.entry import Entry
 
 SUITES = ("torchvision", "timm", "transformers")
 
 
-def select(suite: str, only: str = "*") -> Iterator[Entry]:
-    """Entries of one suite, or of `"all"`, whose name matches the glob `only`."""
+def select(suite: str, only: Sequence[str] = ("*",)) -> Iterator[Entry]:
+    """Entries of one suite, or of `"all"`, whose name matches one of the globs `only`."""
     for name in SUITES if suite == "all" else (suite,):
         for entry in importlib.import_module(f"benchmarks.zoo.{name}").entries():
-            if fnmatch.fnmatch(entry.name, only):
+            if any(fnmatch.fnmatch(entry.name, glob) for glob in only):
                 yield entry
 
 
