@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from capture.networks import (
     EXPORTABLE,
     Branches,
     Cached,
+    CachedInClass,
     ConvNet,
     Counter,
     Nested,
@@ -24,8 +27,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import secateurs as sec
-from secateurs.capture.graph import Graph, Node, map_refs
+from secateurs.capture.graph import Graph, map_refs
 from secateurs.capture.run import call
+from secateurs.cost import count_graph
 from secateurs.testing.chain import check_untouched, snapshot
 from secateurs.testing.networks import random_network
 
@@ -49,17 +53,10 @@ def outputs(model: nn.Module, *args: object, **kwargs: object) -> list[Tensor]:
 
 
 def aliases(graph: Graph) -> list[int]:
-    """For each value that a node reads or makes, the first one in the same memory; views of leaves are left out."""
-    producers = {value: node for node in graph.nodes for value in node.outputs if value is not None}
-    leaves = {leaf.value for leaf in graph.leaves}
+    """For each value that a node reads or makes, the first one in the same memory."""
     first: dict[int, int] = {}
     used = [number for node in graph.nodes for number in (*node.inputs, *node.outputs) if number is not None]
-    used = [number for number in used if number not in leaves and not set(producers_of(producers, number)) <= leaves]
     return [first.setdefault(graph.values[number].storage, position) for position, number in enumerate(used)]
-
-
-def producers_of(producers: dict[int, Node], number: int) -> list[int]:
-    return list(producers[number].inputs) if number in producers else [-1]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,6 +71,7 @@ def test_traced_equals_recorded_node_by_node(seed: int):
     shapes = [[graph.values[v].shape for node in graph.nodes for v in node.inputs] for graph in (traced, recorded)]
     assert shapes[0] == shapes[1]
     assert aliases(traced) == aliases(recorded)
+    assert count_graph(traced) == count_graph(recorded)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -135,9 +133,7 @@ def test_model_and_process_are_untouched(how: str):
     assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param("traced", marks=pytest.mark.xfail(reason="a traced run really writes buffers")), "recorded"]
-)
+@pytest.mark.parametrize("how", ["traced", "recorded"])
 def test_buffers_that_the_model_writes_are_restored(how: str):
     model = Counter().eval()
     x = torch.ones(1, 3)
@@ -148,10 +144,7 @@ def test_buffers_that_the_model_writes_are_restored(how: str):
     assert graph.nodes[0].op == "aten.add_.Tensor"
 
 
-@pytest.mark.parametrize(
-    "how",
-    [pytest.param("traced", marks=pytest.mark.xfail(reason="fake views of leaves have their own memory")), "recorded"],
-)
+@pytest.mark.parametrize("how", ["traced", "recorded"])
 def test_views_of_leaves_share_their_memory(how: str):
     graph = sec.capture(Token(), torch.zeros(2, 3, 6), how=how)
     expand = graph.nodes[0]
@@ -170,13 +163,36 @@ def test_in_place_operators_of_the_model_do_not_reach_the_inputs():
         assert made.storage == graph.values[graph.inputs[0].value].storage
 
 
-def test_function_caches_keep_no_tensor_without_data():
-    position_table.cache_clear()
-    model = Cached().eval()
+@pytest.mark.parametrize(
+    ("build", "cache"),
+    [
+        (Cached, position_table),
+        pytest.param(
+            CachedInClass, CachedInClass.table, marks=pytest.mark.xfail(reason="caches of classes are not seen")
+        ),
+    ],
+)
+def test_function_caches_keep_no_tensor_without_data(build: type[Cached], cache: Callable[[int], Tensor]):
+    cache.cache_clear()
+    model = build().eval()
     x = torch.randn(2, 4)
     sec.capture(model, x)
-    assert torch.equal(position_table(4), torch.arange(4, dtype=torch.float32) * 0.1)
+    assert torch.equal(cache(4), torch.arange(4, dtype=torch.float32) * 0.1)
     torch.testing.assert_close(outputs(model, x)[0], model.linear(x + torch.tensor([0, 0.1, 0.2, 0.3])).detach())
+
+
+@pytest.mark.xfail(reason="caches made later in a module that was known are not seen")
+def test_function_cache_that_was_made_after_an_earlier_capture():
+    sec.capture(ConvNet(), torch.zeros(1, 3, 8, 8))
+    module = sys.modules[Cached.__module__]
+    module.later = lru_cache(lambda length: torch.arange(length) * 0.1)
+
+    class Later(Cached):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x + module.later(4))
+
+    sec.capture(Later(), torch.zeros(1, 4))
+    assert torch.equal(module.later(4), torch.arange(4) * 0.1)
 
 
 def test_failing_model_is_left_as_it_was():
