@@ -10,18 +10,21 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateurs.base.errors import CaptureError, explain
 from secateurs.capture.abstract import empty_result
-from secateurs.capture.graph import Decision, Node, Ref, Value
+from secateurs.capture.graph import Decision, Node, Ref, Value, refs
+from secateurs.capture.run import operator
 
 _OUR_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -37,6 +40,7 @@ class Tape:
     decisions: list[Decision] = field(default_factory=list)
     replay: tuple[Decision, ...] | None = None
     turn: int = 0
+    fake: Any = None
     module_path: list[str] = field(default_factory=list)
     _index_of: dict[int, int] = field(default_factory=dict)
     _made: dict[Any, int] = field(default_factory=dict)
@@ -87,6 +91,16 @@ class Tape:
             raise CaptureError(explain("A size depends on data", evidence=str(tree)))
         return tree
 
+    def join_views(self, refs: Iterable[Ref], results: list[Any]) -> None:
+        """A view of a leaf lies in the leaf's memory, although in a trace the leaf itself has real memory."""
+        made = {item.untyped_storage()._cdata for item in results if isinstance(item, FakeTensor)}
+        for ref in refs:
+            leaf = self.found.get(ref.value)
+            if leaf is not None and self.values[ref.value].storage not in made:
+                storage = self.fake.from_tensor(leaf).untyped_storage()._cdata
+                if storage in made:
+                    self.values[ref.value] = replace(self.values[ref.value], storage=storage)
+
     def write(self, op: str, args: Any, kwargs: Any, result: Any) -> None:
         """Append one call."""
         arguments, keywords = self.read(tuple(args)), self.read(dict(kwargs))
@@ -94,6 +108,8 @@ class Tape:
         flat = list(result) if listed else [result]
         if not any(isinstance(item, Tensor) for item in flat):
             return
+        if self.fake is not None and may_alias(op):
+            self.join_views(refs((arguments, keywords)), flat)
         index = len(self.nodes)
         outputs = tuple(self.add_value(item, index) if isinstance(item, Tensor) else None for item in flat)
         for item, out in zip(flat, outputs, strict=True):
@@ -138,6 +154,12 @@ class TapeMode(SchemaCheckMode):
             return result
         self.tape.turn += 1
         return replayed(replay[self.tape.turn - 1], lambda: result)
+
+
+@lru_cache(maxsize=None)
+def may_alias(op: str) -> bool:
+    """Can a result of this operator lie in the memory of an argument?"""
+    return any(item.alias_info is not None for item in operator(op)._schema.returns)
 
 
 def replayed(decision: Decision, run: Callable[[], Any]) -> Any:

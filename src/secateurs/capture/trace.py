@@ -150,7 +150,9 @@ def _recorded(
 ) -> Graph:
     real = fake is None
     twin = share_tensors(model)
-    kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()} if real else {}
+    kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()}
+    versions = {name: buffer._version for name, buffer in twin.named_buffers()}
+    tape.fake = fake
     try:
         with _quiet_run(twin), fake or _nothing(), enable_python_dispatcher():
             if fake is not None:
@@ -164,8 +166,9 @@ def _recorded(
     finally:
         with torch.no_grad():
             for name, buffer in twin.named_buffers():
-                if name in kept and buffer.shape == kept[name].shape:
-                    buffer.copy_(kept[name])
+                before = kept.get(name)
+                if before is not None and buffer.shape == before.shape and buffer._version != versions[name]:
+                    buffer.copy_(before)
     leaves, constants = _name_leaves(twin, tape)
     graph = Graph(
         nodes=tuple(tape.nodes),
@@ -203,7 +206,9 @@ def _function_caches(modules: int) -> list[Any]:
     """Every `lru_cache` at the top level of a module that is neither Python's nor PyTorch's; found anew after imports."""
     spared = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"}
     found = [module for name, module in list(sys.modules.items()) if name.split(".")[0] not in spared]
-    held = [item for module in found for item in list(vars(module).values()) if type(item) is functools._lru_cache_wrapper]
+    held = [
+        item for module in found for item in list(vars(module).values()) if type(item) is functools._lru_cache_wrapper
+    ]
     return list({id(item): item for item in held}.values())
 
 

@@ -140,7 +140,7 @@ def _decision(
     if group.frozen is not None:
         why = group.frozen
     elif len(kept) == group.size and widths is not None and widths.least(group) == group.size:
-        why = f"kept whole: the limits on widths allow no fewer than its {group.size * group.width} channels"
+        why = f"kept whole: its multiple and the other limits on widths allow no fewer than its {group.size * group.width} channels"
     elif len(kept) == group.size:
         why = "kept whole: within the budget as it is"
     else:

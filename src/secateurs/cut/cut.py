@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,13 @@ def cut_detailed(
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
     made = apply(model, plan, args, keywords, groups=groups, form=form)
-    return prove(model, plan, args, keywords, made)
+    try:
+        return prove(model, plan, args, keywords, made)
+    except ProofError as error:
+        if made.form == "graph":
+            raise
+        again = apply(model, plan, args, keywords, groups=made.groups, form="graph")
+        return prove(model, plan, args, keywords, replace(again, why_graph=str(error)))
 
 
 @dataclass(frozen=True)
@@ -227,9 +233,13 @@ def _compare_numbers(
         ours = run_graph(made.small, after, inputs, wide=True)
         return difference(ours, expected, names, what, TOLERANCE), True, ours
     except RuntimeError:
+        pass
+    try:
         expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=False)
         ours = run_graph(made.small, after, inputs, wide=False)
         return difference(ours, expected, names, what, NARROW), False, ours
+    except RuntimeError as error:
+        raise ProofError(explain("The cut graph does not run", evidence=str(error))) from error
 
 
 def _loses(name: str, made: Made) -> bool:

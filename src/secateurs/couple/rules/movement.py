@@ -33,7 +33,7 @@ def shrink(ids: Tensor) -> Layer:
     "aten.permute", "aten.transpose", "aten.t", "aten.unsqueeze", "aten.squeeze", "aten.select", "aten.slice",
     "aten.narrow",
     "aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split", "aten.unbind", "aten.flip", "aten.roll",
-    "aten.index_select", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.repeat",
+    "aten.index_select", "aten.repeat",
     "aten.repeat_interleave", "aten.tile", "aten.movedim", "aten.swapaxes", "aten.swapdims", "aten.unfold",
     "aten.moveaxis", "aten.numpy_T", "aten.mT", "aten.adjoint",
     "aten.split_copy", "aten.unsafe_split", "aten.unsafe_chunk", "aten.hsplit",
@@ -68,6 +68,35 @@ def shuffled(c: Coupler, node: Node) -> None:
 
 def _ids_or_known(c: Coupler, ids: Mapping[int, Tensor], ref: Ref) -> Tensor:
     return ids[ref.value] if ref.value in ids else _known(c, ref)
+
+
+@rule("aten.pixel_shuffle")
+def pixel_shuffled(c: Coupler, node: Node) -> None:
+    """`C * r * r` channels become `C` channels of `r` times the size: a channel owns `r * r` of the input's."""
+    x, out = node.inputs[0], node.outputs[0]
+    assert out is not None
+    ids = c.along(x, -3)
+    layers = list(c.avoid(x, [-1, -2], f"{node.where} spreads channels over it"))
+    layers = [layer for layer in layers if layer.shape[-3] == 1]
+    if ids is not None:
+        rows = ids.reshape(c.shape(out)[-3], -1)
+        c.tie(rows, rows[:, :1])
+        layers.append(spread(rows[:, 0], len(c.shape(out)) - 3, len(c.shape(out))))
+    c.put(out, layers)
+
+
+@rule("aten.pixel_unshuffle")
+def pixel_unshuffled(c: Coupler, node: Node) -> None:
+    """The inverse: each channel becomes `r * r` of them."""
+    x, out = node.inputs[0], node.outputs[0]
+    assert out is not None
+    ids = c.along(x, -3)
+    layers = list(c.avoid(x, [-1, -2], f"{node.where} folds it into channels"))
+    layers = [layer for layer in layers if layer.shape[-3] == 1]
+    if ids is not None:
+        times = c.shape(out)[-3] // ids.numel()
+        layers.append(spread(ids.repeat_interleave(times), len(c.shape(out)) - 3, len(c.shape(out))))
+    c.put(out, layers)
 
 
 def _known(c: Coupler, ref: Ref) -> Tensor:
