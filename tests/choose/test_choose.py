@@ -171,7 +171,7 @@ def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, multiple:
         assert width > 0
         if multiple > group.size:
             why = next(decision.why for decision in plan.groups if decision.name == group.name)
-            assert why == f"kept whole: the limits on widths allow no fewer than its {group.size} channels"
+            assert why == f"kept whole: its multiple and the other limits on widths allow no fewer than its {group.size} channels"
 
 
 def test_multiples_count_channels_not_units():
