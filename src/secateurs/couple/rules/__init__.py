@@ -14,6 +14,7 @@ from secateurs.couple.rules import (
     product,
     recurrent,
     reduction,
+    regions,
 )
 from secateurs.couple.rules.registry import RULES, Rule, apply_rule
 
@@ -30,4 +31,5 @@ __all__ = [
     "product",
     "recurrent",
     "reduction",
+    "regions",
 ]
