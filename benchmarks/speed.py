@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -43,20 +44,29 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     found = _stored(arguments.out)
     started = time.monotonic()
-    if "race" in arguments.only:
-        found["race"] = [_say(console, _trial("race", name, ROUNDS[name])) for name in arguments.models]
-    if "alone" in arguments.only:
-        found["alone"] = [_say(console, _trial("alone", name, 3)) for name in ALONE]
-    if "growth" in arguments.only:
-        found["growth"] = [_say(console, _trial(curve, size, 3)) for curve, sizes in SIZES.items() for size in sizes]
-    if arguments.peer_limits:
-        found["peer_limits"] = [_say(console, _peer_limit(name)) for name in ALONE]
-    summary = results.summary(found)
-    for table in results.tables(found, summary):
+    for part, key, task, name in _plan(arguments):
+        trial = _peer_limit(name) if part == "peer_limits" else _trial(task, name, ROUNDS.get(name, 3))
+        console.print(results.line(trial), highlight=False, soft_wrap=True)
+        found.setdefault(part, {})[key] = trial
+        _write(arguments.out, found)
+    facts = results.summary(found)
+    for table in results.tables(found, facts):
         console.print(table)
     console.print(f"{time.monotonic() - started:.0f} s in all")
-    write_text(arguments.out, json.dumps({**_header(), "summary": summary, **found}, indent=1) + "\n")
-    return 0 if all(bar["met"] for bar in summary["bars"].values()) else 1
+    return 0 if all(bar["met"] for bar in facts["bars"].values()) else 1
+
+
+def _plan(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
+    """Part, key in the result, task of the worker and name, for everything to run."""
+    if "race" in arguments.only:
+        yield from (("race", name, "race", name) for name in arguments.models)
+    if "alone" in arguments.only:
+        yield from (("alone", name, "alone", name) for name in ALONE)
+    if "growth" in arguments.only:
+        points = [(curve, size) for curve, sizes in SIZES.items() for size in sizes]
+        yield from (("growth", f"{curve} {size}", curve, str(size)) for curve, size in points)
+    if arguments.peer_limits:
+        yield from (("peer_limits", name, "peer", name) for name in ALONE)
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,7 +74,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run; the others stay as stored"
     )
-    parser.add_argument("--models", nargs="+", choices=list(ROUNDS), default=list(ROUNDS), help="models that race")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=list(ROUNDS),
+        default=list(ROUNDS),
+        help="models that race; others stay as stored",
+    )
     parser.add_argument(
         "--peer-limits",
         action="store_true",
@@ -75,19 +91,25 @@ def _arguments() -> argparse.Namespace:
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """The parts of an earlier run, for those that are not run now."""
+    """The trials of an earlier run, for those that are not run now."""
     data = json.loads(path.read_text()) if path.exists() else {}
     return {name: data[name] for name in (*PARTS, "peer_limits") if name in data}
 
 
-def _trial(task: str, name: str | int, rounds: int, limit: int | None = None) -> dict[str, Any]:
+def _write(path: Path, found: dict[str, Any]) -> None:
+    """Everything found so far, so that a run that is stopped keeps what it measured."""
+    data = {**_header(), "summary": results.summary(found), **found}
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def _trial(task: str, name: str, rounds: int, limit: int | None = None) -> dict[str, Any]:
     """What one worker printed. Raises `CalledProcessError` if it failed; `limit` is in seconds of CPU time."""
 
     def limited() -> None:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
 
-    command = [sys.executable, "-m", "benchmarks.speed_trial", task, str(name), str(rounds)]
+    command = [sys.executable, "-m", "benchmarks.speed_trial", task, name, str(rounds)]
     done = subprocess.run(
         command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, check=True, text=True, preexec_fn=limited
     )
@@ -118,11 +140,6 @@ def _header() -> dict[str, Any]:
         "input": "1x3x224x224",
         "seconds": "[wall, cpu]",
     }
-
-
-def _say(console: Console, trial: dict[str, Any]) -> dict[str, Any]:
-    console.print(results.line(trial), highlight=False, soft_wrap=True)
-    return trial
 
 
 if __name__ == "__main__":

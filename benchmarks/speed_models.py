@@ -73,7 +73,7 @@ MODELS: dict[str, Case] = {
     "llama_gqa": Case(_llama, kwargs={"input_ids": torch.arange(64).reshape(1, 64) % 1000}, last_layers=("lm_head",)),
 }
 ROUNDS = {
-    "resnet50": 9, "vgg16_bn": 4, "densenet121": 5, "densenet201": 3, "efficientnet_b0": 11, "convnext_tiny": 9,
+    "resnet50": 9, "vgg16_bn": 4, "densenet121": 5, "densenet201": 2, "efficientnet_b0": 11, "convnext_tiny": 9,
     "vit_b_16": 7,
 }  # fmt: skip
 ALONE = ("swin_t", "maxvit_t", "llama_gqa")

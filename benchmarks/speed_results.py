@@ -43,7 +43,7 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Ratios by model, exponents by curve and stage, and whether each bar was met."""
-    races = {trial["model"]: _ratio_facts(trial) for trial in found.get("race", [])}
+    races = {trial["model"]: _ratio_facts(trial) for trial in found.get("race", {}).values()}
     curves = {name: _curve_facts(points) for name, points in _curves(found).items()}
     bars: dict[str, dict[str, Any]] = {}
     if races:
@@ -53,7 +53,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         bars[f"none more than 2x slower ({slowest})"] = _bar(middle[slowest], 0.5)
         for name in (name for name in HEAVY_ON_INDICES if name in middle):
             bars[f"5x faster on {name}"] = _bar(middle[name], 5.0)
-    for trial in found.get("alone", []):
+    for trial in found.get("alone", {}).values():
         spent = typical(trial, "ours", (*STAGES, *PROOF), CPU)
         bars[f"{trial['model']} under {LONGEST_ALONE:.0f} s, proof included"] = _bar(spent, LONGEST_ALONE, most=True)
     for name, facts in curves.items():
@@ -83,7 +83,7 @@ def _ratio_facts(trial: dict[str, Any]) -> dict[str, Any]:
 
 def _curves(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     curves: dict[str, list[dict[str, Any]]] = {}
-    for trial in found.get("growth", []):
+    for trial in found.get("growth", {}).values():
         curves.setdefault(trial["curve"], []).append(trial)
     return curves
 
@@ -105,7 +105,7 @@ def _curve_facts(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 def tables(found: dict[str, Any], facts: dict[str, Any]) -> list[Table]:
     """Everything that was measured, in CPU seconds unless said otherwise."""
-    made = [_race_table(found["race"], facts)] if found.get("race") else []
+    made = [_race_table(list(found["race"].values()), facts)] if found.get("race") else []
     made += [_alone_table(found)] if found.get("alone") else []
     made += [_growth_table(name, points, facts) for name, points in _curves(found).items()]
     return [*made, _bars_table(facts)]
@@ -146,8 +146,8 @@ def _race_table(trials: list[dict[str, Any]], facts: dict[str, Any]) -> Table:
 
 def _alone_table(found: dict[str, Any]) -> Table:
     table = _table("Alone, CPU seconds", "model", *STAGES, "sum", "proof", "peak MiB", "peer")
-    limits = {item["model"]: item for item in found.get("peer_limits", [])}
-    for trial in found["alone"]:
+    limits = found.get("peer_limits", {})
+    for trial in found["alone"].values():
         table.add_row(
             trial["model"],
             *(f"{typical(trial, 'ours', (stage,)):.3f}" for stage in STAGES),

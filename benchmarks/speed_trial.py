@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.speed_models import GROWTH, MODELS, Case
+from benchmarks.speed_models import GROWTH, MODELS, SIZES, Case
 from secateurs.capture.trace import capture
 from secateurs.choose.budget import Budget
 from secateurs.choose.choose import choose
@@ -168,10 +168,10 @@ def race(name: str, rounds: int) -> dict[str, Any]:
     return {"model": name, "rounds": seconds, **facts}
 
 
-def alone(case: Case, rounds: int) -> dict[str, Any]:
+def alone(case: Case, rounds: int, warm_up: Case | None = None) -> dict[str, Any]:
     """Ours only, after one run that does not count; memory is that of the counted runs."""
     model = case.build()
-    ours(case, model)
+    ours(warm_up or case, warm_up.build() if warm_up else model)
     reset_peak()
     base = memory("VmRSS")
     runs = [ours(case, model) for _ in range(rounds)]
@@ -209,7 +209,8 @@ def main() -> None:
     else:
         case = GROWTH[task](int(name))
         weights = sum(item.numel() for item in case.build().parameters())
-        result = {"curve": task, "size": int(name), "weights": weights, **alone(case, int(rounds))}
+        smallest = GROWTH[task](SIZES[task][0])
+        result = {"curve": task, "size": int(name), "weights": weights, **alone(case, int(rounds), smallest)}
     print(json.dumps(result))
 
 

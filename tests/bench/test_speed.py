@@ -27,8 +27,12 @@ def race_of(name: str, *pairs: tuple[float, float]) -> dict[str, Any]:
     return {"model": name, "rounds": [round_of(*pair) for pair in pairs], "ours": facts, "peer": facts}
 
 
+def summary_of(*races: dict[str, Any]) -> dict[str, Any]:
+    return results.summary({"race": {race["model"]: race for race in races}})
+
+
 def test_a_ratio_is_the_median_of_rounds_and_leaves_the_proof_out():
-    facts = results.summary({"race": [race_of("vgg16_bn", (1.0, 4.0), (2.0, 6.0), (1.0, 9.0))]})["ratios"]["vgg16_bn"]
+    facts = summary_of(race_of("vgg16_bn", (1.0, 4.0), (2.0, 6.0), (1.0, 9.0)))["ratios"]["vgg16_bn"]
     assert (facts["least"], facts["ratio"], facts["most"]) == (3.0, 4.0, 9.0)
     assert facts["ratio_wall"] == 4.0
     assert facts["proof_s"] == pytest.approx(1.0)
@@ -36,7 +40,7 @@ def test_a_ratio_is_the_median_of_rounds_and_leaves_the_proof_out():
 
 def test_bars_are_missed_where_they_should_be():
     races = [race_of("vgg16_bn", (1.0, 4.9)), race_of("densenet201", (1.0, 5.1)), race_of("resnet50", (1.0, 0.4))]
-    bars = results.summary({"race": races})["bars"]
+    bars = summary_of(*races)["bars"]
     met = {name: bar["met"] for name, bar in bars.items()}
     assert met == {
         "faster in geometric mean": True,
@@ -94,13 +98,12 @@ def test_the_peer_leaves_the_model_and_the_output_layer_alone():
 
 
 def test_tables_and_lines_hold_what_was_measured():
-    found = {
-        "race": [race_of("resnet50", (1.0, 2.0), (1.0, 3.0), (1.0, 4.0))],
-        "peer_limits": [{"model": "swin_t", "ended": False, "limit": 120, "why": "out of time"}],
-    }
+    race_of_three = race_of("resnet50", (1.0, 2.0), (1.0, 3.0), (1.0, 4.0))
+    found = {"race": {"resnet50": race_of_three}}
     race, bars = results.tables(found, results.summary(found))
     assert list(race.columns[0].cells) == ["resnet50", "geometric mean"]
     assert next(iter(race.columns[8].cells)) == "3.00"
     assert list(bars.columns[3].cells) == ["met", "met"]
-    assert "ratio 3.00 (2.00 to 4.00)" in results.line(found["race"][0])
-    assert results.line(found["peer_limits"][0]) == "swin_t           peer: no end in 120 s"
+    assert "ratio 3.00 (2.00 to 4.00)" in results.line(race_of_three)
+    stopped = {"model": "swin_t", "ended": False, "limit": 120, "why": "out of time"}
+    assert results.line(stopped) == "swin_t           peer: no end in 120 s"
