@@ -189,6 +189,14 @@ def test_columns_of_the_only_head_left_are_no_units_of_the_original():
         compose(first, second)
 
 
+def test_what_was_frozen_in_the_first_plan_is_no_unit_of_the_original():
+    held = GroupDecision("a", 3, (0, 1, 2), "the model returns it", frozen=True)
+    first = sec.Plan("one", {"b": {0: (1,)}}, (held,))
+    second = sec.Plan("two", {"a": {0: (0,)}}, (GroupDecision("a", 3, (1, 2), "kept 2 of 3 as asked"),))
+    with pytest.raises(sec.PlanError, match="frozen"):
+        compose(first, second)
+
+
 def test_plans_are_not_changed():
     model, x = build("residual")
     first = plan_for(model, x, two_thirds)

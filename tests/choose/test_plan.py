@@ -119,3 +119,4 @@ def test_plan_explains_every_group(groups: sec.Groups):
     assert why["0"] == "kept 2 of 5 as asked"
     assert why["2"] == "kept whole: within the budget as it is"
     assert "returns it" in why["4"]
+    assert [decision.name for decision in plan.groups if decision.frozen] == [group.name for group in groups.frozen]

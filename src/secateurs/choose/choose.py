@@ -152,7 +152,7 @@ def _decision(
     if group.inexact_because is not None and group.frozen is None:
         why += f"; the rest changes a little: {group.inexact_because}"
     row = () if scores is None or group.name not in scores else tuple(scores[group.name].tolist())
-    return GroupDecision(group.name, group.size, kept, why, row)
+    return GroupDecision(group.name, group.size, kept, why, row, group.frozen is not None)
 
 
 def _check_scores(groups: Groups, scores: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

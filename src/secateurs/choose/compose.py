@@ -83,14 +83,15 @@ def _both_removed(first: Removed, second: Removed) -> dict[str, dict[int, tuple[
 
 def _both_decided(first: tuple[GroupDecision, ...], second: tuple[GroupDecision, ...]) -> tuple[GroupDecision, ...]:
     later = {decision.name: decision for decision in second}
-    left = {decision.name: len(decision.kept) for decision in first}
+    left = {decision.name: len(decision.kept) for decision in first if not decision.frozen}
     for name, decision in later.items():
         if first and len(decision.kept) < decision.size != left.get(name):
             raise PlanError(
                 explain(
-                    "The second plan removes what is no unit of the original, where there is no such group",
+                    "The second plan removes what is no unit of the original, which has no such group or one that is "
+                    "frozen",
                     where=f"group `{name}`",
-                    evidence=f"{decision.size} units in the second plan, {left.get(name, 0)} left by the first",
+                    evidence=f"{decision.size} units in the second plan, {left.get(name, 'none')} left by the first",
                     next_step="apply the plans one after the other",
                 )
             )
@@ -113,6 +114,7 @@ def _decided(first: GroupDecision, second: GroupDecision | None) -> GroupDecisio
         kept=tuple(first.kept[unit] for unit in second.kept),
         why="; then ".join(why),
         scores=tuple(scores),
+        frozen=first.frozen,
     )
 
 

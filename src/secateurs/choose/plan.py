@@ -14,13 +14,17 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class GroupDecision:
-    """What happens to one group: `size` units before, `kept` the units that stay (ascending), `why` in words."""
+    """What happens to one group: `size` units before, `kept` the units that stay (ascending), `why` in words.
+
+    `frozen` is True when none of its units could be removed.
+    """
 
     name: str
     size: int
     kept: tuple[int, ...]
     why: str
     scores: tuple[float, ...] = ()
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
