@@ -171,7 +171,8 @@ def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, multiple:
         assert width > 0
         if multiple > group.size:
             why = next(decision.why for decision in plan.groups if decision.name == group.name)
-            assert why == f"kept whole: its multiple and the other limits on widths allow no fewer than its {group.size} channels"
+            assert why.startswith("kept whole: its multiple")
+            assert why.endswith(f"no fewer than its {group.size} channels")
 
 
 def test_multiples_count_channels_not_units():

@@ -140,7 +140,8 @@ def _decision(
     if group.frozen is not None:
         why = group.frozen
     elif len(kept) == group.size and widths is not None and widths.least(group) == group.size:
-        why = f"kept whole: its multiple and the other limits on widths allow no fewer than its {group.size * group.width} channels"
+        channels = group.size * group.width
+        why = f"kept whole: its multiple and the other limits on widths allow no fewer than its {channels} channels"
     elif len(kept) == group.size:
         why = "kept whole: within the budget as it is"
     else:
