@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.testing import menu_maps, menu_sequences
+from secateurs.testing import menu_maps, menu_sequences, menu_unusual
 from secateurs.testing.layers import Head
 from secateurs.testing.menu import AXIS, Picks, Spot, menu
 
@@ -33,7 +33,7 @@ __all__ = [
     "randomize",
 ]
 
-assert menu_maps and menu_sequences  # importing them fills the menu
+assert menu_maps and menu_sequences and menu_unusual  # importing them fills the menu
 
 INPUTS = {
     "image": Spot("map", (2, 3, 8, 8)),

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secateurs.testing import layers
+from secateurs.testing import layers, unusual
 
 Removed = Mapping[str, Mapping[int, tuple[int, ...]]]
 
@@ -85,17 +85,25 @@ def _ignore(module: nn.Module, gone: Gone) -> None:
         blank(module.weight, 1)
     elif isinstance(module, layers.BareConv):
         blank(module.kernel, 1)
+    elif isinstance(module, (unusual.EinsumLinear, unusual.SlimmableConv)):
+        blank(module.weight, 1)
     elif isinstance(module, (nn.LSTM, nn.GRU)):
         for name, weight in module.named_parameters():
             if name.startswith("weight"):
                 blank(weight, 1)
+    elif isinstance(module, (nn.LSTMCell, nn.GRUCell)):
+        blank(module.weight_ih, 1)
+        blank(module.weight_hh, 1)
     elif isinstance(module, nn.MultiheadAttention):
-        blank(module.in_proj_weight, 1)
-        blank(module.in_proj_weight, 0)
+        for weight in (module.in_proj_weight, module.q_proj_weight, module.k_proj_weight, module.v_proj_weight):
+            blank(weight, 1)
+            blank(weight, 0)
         blank(module.in_proj_bias, 0)
     producers: tuple[nn.Module, ...] = ()
-    if isinstance(module, layers.FusedAttention):
+    if isinstance(module, (layers.FusedAttention, unusual.BiasedAttention, unusual.TalkingHeads)):
         producers = (module.qkv,)
+    elif isinstance(module, unusual.MultiQueryAttention):
+        producers = (module.q, module.kv)
     elif isinstance(module, layers.GroupedQueryAttention):
         producers = (module.q, module.k, module.v)
     elif isinstance(module, layers.NonLocal):
@@ -111,6 +119,8 @@ def _replace_statistics(root: nn.Module, path: str, module: nn.Module, gone: Gon
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)):
         assert module.weight is not None
         new = _KeptNorm(module, _kept(module.weight, gone(module.weight, 0)))
+    if getattr(module, "mixes_channels", False):
+        raise Unanswerable(f"{type(module).__name__} at {path!r} mixes channels without a weight")
     for kind, replacement in _PROBED.items():
         if isinstance(module, kind):
             probe = getattr(module, "probe", None)
