@@ -167,9 +167,7 @@ def test_in_place_operators_of_the_model_do_not_reach_the_inputs():
     ("build", "cache"),
     [
         (Cached, position_table),
-        pytest.param(
-            CachedInClass, CachedInClass.table, marks=pytest.mark.xfail(reason="caches of classes are not seen")
-        ),
+        (CachedInClass, CachedInClass.table),
     ],
 )
 def test_function_caches_keep_no_tensor_without_data(build: type[Cached], cache: Callable[[int], Tensor]):
@@ -181,7 +179,6 @@ def test_function_caches_keep_no_tensor_without_data(build: type[Cached], cache:
     torch.testing.assert_close(outputs(model, x)[0], model.linear(x + torch.tensor([0, 0.1, 0.2, 0.3])).detach())
 
 
-@pytest.mark.xfail(reason="caches made later in a module that was known are not seen")
 def test_function_cache_that_was_made_after_an_earlier_capture():
     sec.capture(ConvNet(), torch.zeros(1, 3, 8, 8))
     module = sys.modules[Cached.__module__]

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -156,7 +156,7 @@ class TapeMode(SchemaCheckMode):
         return replayed(replay[self.tape.turn - 1], lambda: result)
 
 
-@lru_cache(maxsize=None)
+@cache
 def may_alias(op: str) -> bool:
     """Can a result of this operator lie in the memory of an argument?"""
     return any(item.alias_info is not None for item in operator(op)._schema.returns)

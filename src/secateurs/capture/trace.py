@@ -8,10 +8,8 @@ the tensors, in eval mode, without gradients, so nothing of the caller's changes
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import logging
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, InputError, explain
+from secateurs.capture.caches import forget_fakes
 from secateurs.capture.fold import fold_constants
 from secateurs.capture.graph import Decision, Graph, Input, Leaf
 from secateurs.capture.tape import ModulePaths, Tape, TapeMode
@@ -142,7 +141,7 @@ def _run(
         tape.clear()
         del fake
         if watched is not None:
-            _forget_fakes(watched)
+            forget_fakes(model, watched)
 
 
 def _recorded(
@@ -187,29 +186,6 @@ def _recorded(
         raise CaptureError(explain("The model returns no tensor", evidence=f"it returned a {type(result).__name__}"))
     tensors = {leaf.value: tape.found[leaf.value] for leaf in leaves}
     return fold_constants(graph, tensors)
-
-
-def _forget_fakes(watched: weakref.ref[Any]) -> None:
-    """Empty the function caches of the model's code if a tensor without data may have been left in one.
-
-    Code such as `@lru_cache def position_index(window): ...` keeps what it made during the trace, and the caller's next
-    real run would find it there. Such a tensor keeps its mode alive, which is what `watched` refers to.
-    """
-    if watched() is not None:
-        for cache in _function_caches(len(sys.modules)):
-            if cache.cache_info().currsize:
-                cache.cache_clear()
-
-
-@functools.lru_cache(maxsize=1)
-def _function_caches(modules: int) -> list[Any]:
-    """Every `lru_cache` at the top level of a module that is neither Python's nor PyTorch's; found anew after imports."""
-    spared = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"}
-    found = [module for name, module in list(sys.modules.items()) if name.split(".")[0] not in spared]
-    held = [
-        item for module in found for item in list(vars(module).values()) if type(item) is functools._lru_cache_wrapper
-    ]
-    return list({id(item): item for item in held}.values())
 
 
 @contextmanager

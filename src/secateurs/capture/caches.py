@@ -1,0 +1,52 @@
+"""Function caches of the model's code, which must not keep what an abstract run made.
+
+Code such as `@lru_cache def position_index(window): ...` keeps its result. After a trace that is a tensor without data,
+and the caller's next real run would find it there.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+_SPARED = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"} - {"__main__"}
+
+
+def forget_fakes(model: nn.Module, watched: weakref.ref[Any]) -> None:
+    """Empty every function cache that may hold a tensor of the trace whose mode `watched` refers to.
+
+    Such a tensor keeps its mode alive. Looked through: the modules that define the model's classes, and all others that
+    are neither Python's nor PyTorch's, which are listed anew only after imports.
+    """
+    if watched() is None:
+        return
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    own = {kind.__module__ for kind in kinds if kind.__module__.split(".")[0] not in _SPARED} | {"__main__"}
+    near = [cache for name in own if name in sys.modules for cache in _caches_of(sys.modules[name])]
+    for cache in (*near, *_everywhere(len(sys.modules))):
+        if cache.cache_info().currsize:
+            cache.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _everywhere(modules: int) -> list[Any]:
+    found = [module for name, module in list(sys.modules.items()) if name.split(".")[0] not in _SPARED]
+    return list({id(cache): cache for module in found for cache in _caches_of(module)}.values())
+
+
+def _caches_of(module: ModuleType) -> Iterator[Any]:
+    """Caches at the top level of a module and in the classes that it defines."""
+    for item in list(vars(module).values()):
+        if type(item) is functools._lru_cache_wrapper:
+            yield item
+        elif isinstance(item, type) and item.__module__ == module.__name__:
+            for inner in list(vars(item).values()):
+                plain = inner.__func__ if isinstance(inner, (staticmethod, classmethod)) else inner
+                if type(plain) is functools._lru_cache_wrapper:
+                    yield plain
