@@ -22,8 +22,8 @@ from secateurs.cut import CutResult, cut, cut_detailed
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.device import Comparison, Measurement, compare, measure
+from secateurs.names import names as list
 from secateurs.prune import prune
-from secateurs.names import names as list  # noqa: A004
 from secateurs.report.result import Result
 from secateurs.score import score
 from secateurs.train.config import FineTune
