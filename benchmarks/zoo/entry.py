@@ -83,10 +83,14 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 
 def _take_statistics(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Set running statistics to those of this input [N, C, ...] plus noise (a frozen batch norm's scale as well)."""
+    """Set running statistics to those of this input [N, C, ...] plus noise (a frozen batch norm's scale as well).
+
+    The mean square over all channels bounds the variance from below: a channel that is constant on this input would
+    otherwise be blown up a thousandfold as soon as another input, or a cut, moves it.
+    """
     channels = args[0].transpose(0, 1).flatten(1).float()
     mean, variance = channels.mean(1), channels.var(1, correction=0)
-    typical = variance.mean().clamp(min=1e-6)
+    typical = (variance + mean**2).mean().clamp(min=1e-6)
     module.running_mean.copy_(mean + 0.1 * typical.sqrt() * torch.randn_like(mean))
     module.running_var.copy_((variance + 0.1 * typical) * (0.5 + torch.rand_like(mean)))
     for name, buffer in module.named_buffers(recurse=False):
