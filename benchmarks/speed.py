@@ -134,7 +134,7 @@ def _environment() -> dict[str, str]:
 
 def _header() -> dict[str, Any]:
     return {
-        "command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
+        "last_command": " ".join(["python -m benchmarks.speed", *sys.argv[1:]]),
         "environment": asdict(Environment.now(f"torch {version('torch')}, 1 thread")),
         "versions": {name: version(name) for name in LIBRARIES},
         "input": "1x3x224x224",

@@ -55,18 +55,18 @@ class Clock:
             yield
         finally:
             spent = self.seconds.setdefault(stage, [0.0, 0.0])
-            spent[0] += time.perf_counter() - wall
-            spent[1] += time.process_time() - cpu
+            spent[0] = round(spent[0] + time.perf_counter() - wall, 6)
+            spent[1] = round(spent[1] + time.process_time() - cpu, 6)
 
     def move(self, stage: str, out_of: str) -> None:
         """Take what one stage took out of another that it ran inside."""
-        self.seconds[out_of] = [a - b for a, b in zip(self.seconds[out_of], self.seconds[stage], strict=True)]
+        self.seconds[out_of] = [round(a - b, 6) for a, b in zip(self.seconds[out_of], self.seconds[stage], strict=True)]
 
 
 def ours(case: Case, model: nn.Module) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of every stage and what came out. `check` and `prove` make up the proof."""
     FakeTensorMode.cache_clear()
-    gc.collect()
+    reset_peak()
     clock = Clock()
     with clock.time("capture"):
         graph = capture(model, case.args, kwargs=case.kwargs)
@@ -169,10 +169,10 @@ def race(name: str, rounds: int) -> dict[str, Any]:
 
 
 def alone(case: Case, rounds: int, warm_up: Case | None = None) -> dict[str, Any]:
-    """Ours only, after one run that does not count; memory is that of the counted runs."""
+    """Ours only, after one run that does not count; memory is that of the last one."""
     model = case.build()
     ours(warm_up or case, warm_up.build() if warm_up else model)
-    reset_peak()
+    gc.collect()
     base = memory("VmRSS")
     runs = [ours(case, model) for _ in range(rounds)]
     return {"rounds": [{"ours": seconds} for seconds, _ in runs], "ours": runs[-1][1], "base_mib": base}
