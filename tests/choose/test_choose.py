@@ -68,7 +68,7 @@ def test_budget_is_met(small: sec.Groups, search: str, budget: sec.Budget):
     for metric, limit in budget.absolute(dict(plan.before)).items():
         assert plan.after[metric] <= limit
     alive = small.alive({name: units for name, units in kept(plan).items() if name in small.offsets})
-    assert plan.after == CostModel(small).counts(alive)
+    assert plan.after == CostModel(small).cost(alive).to_dict()
 
 
 @pytest.mark.parametrize("metric", ["macs", "params", "bytes"])

@@ -32,8 +32,8 @@ def test_removed_names_every_axis_that_shrinks(groups: sec.Groups):
         "2.bias": {0: (1, 2)},
         "4.weight": {1: (1, 2)},
     }
-    assert plan.before == {"macs": 43, "params": 54, "bytes": 216}
-    assert plan.after == {"macs": 2 * 3 + 2 * 2 + 2 * 2, "params": 14 + 6, "bytes": 4 * 20}
+    assert plan.before.items() >= {"macs": 43, "params": 54, "bytes": 216}.items()
+    assert plan.after.items() >= {"macs": 2 * 3 + 2 * 2 + 2 * 2, "params": 14 + 6, "bytes": 4 * 20}.items()
     assert not plan.empty
 
 

@@ -152,10 +152,11 @@ class Graph:
 
     def leaf(self, name: str) -> Leaf:
         """The leaf with this name (any of its names, if it is tied)."""
-        for leaf in self.leaves:
-            if name in leaf.names:
-                return leaf
-        raise KeyError(name)
+        return self._leaf_of[name]
+
+    @cached_property
+    def _leaf_of(self) -> dict[str, Leaf]:
+        return {name: leaf for leaf in self.leaves for name in leaf.names}
 
     @cached_property
     def hash(self) -> str:

@@ -116,8 +116,8 @@ def plan(
     decisions = [_decision(group, keep.get(group.name), scores, widths) for group in groups]
     whole = np.ones(groups.units, dtype=np.bool_)
     return Plan(
-        graph_hash=graph.hash, removed=removed, groups=tuple(decisions), before=model.counts(whole),
-        after=model.counts(alive), criterion=criterion, search=search, budget=budget, seed=seed, unit=groups.unit,
+        graph_hash=graph.hash, removed=removed, groups=tuple(decisions), before=model.cost(whole).to_dict(),
+        after=model.cost(alive).to_dict(), criterion=criterion, search=search, budget=budget, seed=seed, unit=groups.unit,
     )  # fmt: skip
 
 

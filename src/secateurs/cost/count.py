@@ -61,27 +61,33 @@ def count(model: nn.Module, example_inputs: Any, *, kwargs: Mapping[str, Any] | 
     return count_graph(capture(model, example_inputs, kwargs=kwargs))
 
 
-def count_graph(graph: Graph) -> Cost:
-    """Count the cost of a captured graph."""
+def count_graph(graph: Graph, shapes: Mapping[int, tuple[int, ...]] | None = None) -> Cost:
+    """Count the cost of a captured graph; `shapes` replaces the sizes of some values, as after a cut."""
+    changed = shapes or {}
+
+    def shape(value: int) -> tuple[int, ...]:
+        return changed.get(value, graph.values[value].shape)
+
     modules: dict[str, int] = {}
     ops: dict[str, int] = {}
     for term in terms(graph):
         node = graph.nodes[term.node]
-        macs = term.factor * prod(graph.values[value].shape[dim] for value, dim in term.axes)
+        macs = term.factor * prod(shape(value)[dim] for value, dim in term.axes)
         modules[node.module] = modules.get(node.module, 0) + macs
         name = node.op.split(".")[1]
         ops[name] = ops.get(name, 0) + macs
+    stored = [(leaf, prod(shape(leaf.value))) for leaf in graph.leaves if leaf.kind != "constant"]
+    stored += [(leaf, prod(leaf.shape)) for leaf in graph.unread]
     module_params: dict[str, int] = {}
-    weights = [leaf for leaf in (*graph.leaves, *graph.unread) if leaf.kind == "parameter"]
-    for leaf in weights:
-        owner = leaf.name.rpartition(".")[0]
-        module_params[owner] = module_params.get(owner, 0) + prod(leaf.shape)
-    stored = [leaf for leaf in (*graph.leaves, *graph.unread) if leaf.kind != "constant"]
+    for leaf, number in stored:
+        if leaf.kind == "parameter":
+            owner = leaf.name.rpartition(".")[0]
+            module_params[owner] = module_params.get(owner, 0) + number
     return Cost(
         macs=sum(modules.values()),
-        params=sum(prod(leaf.shape) for leaf in weights),
-        bytes=sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in stored),
-        peak_memory=peak_memory(graph),
+        params=sum(module_params.values()),
+        bytes=sum(number * leaf.dtype.itemsize for leaf, number in stored),
+        peak_memory=peak_memory(graph, shapes),
         modules=modules,
         ops=ops,
         module_params=module_params,

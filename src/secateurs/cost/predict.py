@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 
+from secateurs.cost.count import Cost, count_graph
 from secateurs.cost.terms import Axis, terms
 from secateurs.couple.group import Bools, Groups
 
@@ -101,6 +102,11 @@ class CostModel:
     def counts(self, alive: Bools) -> dict[str, int]:
         """All three."""
         return {"macs": self.macs(alive), "params": self.params(alive), "bytes": self.bytes(alive)}
+
+    def cost(self, alive: Bools) -> Cost:
+        """The whole account, by module and by operator and with peak memory; slower than the counts above."""
+        touched = {value for value, _ in self.groups.axes}
+        return count_graph(self.groups.graph, {value: self.groups.shape(value, alive) for value in touched})
 
 
 def _axes(value: int, shape: tuple[int, ...]) -> tuple[Axis, ...]:
