@@ -137,7 +137,13 @@ def test_two_cuts_of_a_random_network_are_one_cut(seed: int):
     first = plan_for(model, inputs, random_kept(seed))
     middle = sec.cut(model, first, inputs)
     second = plan_for(middle, inputs, random_kept(seed + 1))
-    assert same_tensors(sec.cut(middle, second, inputs), sec.cut(model, compose(first, second), inputs))
+    try:
+        both = compose(first, second)
+    except sec.PlanError as refused:
+        assert "no unit of the original" in str(refused)
+        assert "attention" in str(refused), "only attention that is down to one head gets other units by a cut"
+        return
+    assert same_tensors(sec.cut(middle, second, inputs), sec.cut(model, both, inputs))
 
 
 def test_composing_with_an_empty_plan_changes_nothing():

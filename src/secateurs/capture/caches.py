@@ -21,14 +21,16 @@ _SPARED = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"} - {
 def forget_fakes(model: nn.Module, watched: weakref.ref[Any]) -> None:
     """Empty every function cache that may hold a tensor of the trace whose mode `watched` refers to.
 
-    Such a tensor keeps its mode alive. Looked through: the modules that define the model's classes, and all others that
-    are neither Python's nor PyTorch's, which are listed anew only after imports.
+    Such a tensor keeps its mode alive. Looked through: the model itself, the modules that define its classes, and all
+    others that are neither Python's nor PyTorch's, which are listed anew only after imports.
     """
     if watched() is None:
         return
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     own = {kind.__module__ for kind in kinds if kind.__module__.split(".")[0] not in _SPARED} | {"__main__"}
     near = [cache for name in own if name in sys.modules for cache in _caches_of(sys.modules[name])]
+    held = (item for module in model.modules() for item in list(vars(module).values()))
+    near += [item for item in held if type(item) is functools._lru_cache_wrapper]
     for cache in (*near, *_everywhere(len(sys.modules))):
         if cache.cache_info().currsize:
             cache.cache_clear()
