@@ -28,6 +28,7 @@ from secateurs.report.result import Result
 from secateurs.score import score
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
+from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.recalibrate import recalibrate
@@ -35,7 +36,7 @@ from secateurs.train.recalibrate import recalibrate
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
     "DeviceError", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan", "PlanError",
-    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__", "capture",
+    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__", "accuracy", "capture",
     "choose", "compare", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx",
     "finetune", "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score",
 ]  # fmt: skip

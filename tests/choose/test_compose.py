@@ -128,6 +128,10 @@ def test_two_cuts_are_one_cut(name: str, unit: str):
     assert sec.plan(graph, groups, keep).removed == both.removed, "the decisions are not what is removed"
 
 
+DOWN_TO_ONE_HEAD = (2, 14)
+"""Seeds whose first cut leaves one head of an attention, which then gets columns as units: nothing of the original."""
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize("seed", range(16))
 def test_two_cuts_of_a_random_network_are_one_cut(seed: int):
@@ -137,12 +141,11 @@ def test_two_cuts_of_a_random_network_are_one_cut(seed: int):
     first = plan_for(model, inputs, random_kept(seed))
     middle = sec.cut(model, first, inputs)
     second = plan_for(middle, inputs, random_kept(seed + 1))
-    try:
-        both = compose(first, second)
-    except sec.PlanError as refused:
-        assert "no unit of the original" in str(refused)
-        assert "attention" in str(refused), "only attention that is down to one head gets other units by a cut"
+    if seed in DOWN_TO_ONE_HEAD:
+        with pytest.raises(sec.PlanError, match=r"no unit of the original.*attention"):
+            compose(first, second)
         return
+    both = compose(first, second)
     assert same_tensors(sec.cut(middle, second, inputs), sec.cut(model, both, inputs))
 
 

@@ -117,7 +117,8 @@ def plan(
     whole = np.ones(groups.units, dtype=np.bool_)
     return Plan(
         graph_hash=graph.hash, removed=removed, groups=tuple(decisions), before=model.cost(whole).to_dict(),
-        after=model.cost(alive).to_dict(), criterion=criterion, search=search, budget=budget, seed=seed, unit=groups.unit,
+        after=model.cost(alive).to_dict(), criterion=criterion, search=search, budget=budget, seed=seed,
+        unit=groups.unit,
     )  # fmt: skip
 
 

@@ -153,18 +153,22 @@ def _recaptured(
         found = capture(native, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
         compare(small, found)
     except (CaptureError, ProofError) as error:
-        return str(error), None
+        return str(error).partition(" Next: ")[0], None
     return "", found
 
 
 def alive_after(plan: Plan, groups: Groups) -> Bools:
     """Which units live after the plan. Raises `PlanError` if it tears coupled indices apart or names frozen ones."""
     alive = np.ones(groups.units, dtype=np.bool_)
+    known = {name: leaf for leaf in groups.graph.leaves for name in leaf.names}
     for name, dims in plan.removed.items():
-        leaf = groups.graph.leaf(name)
+        if name not in known:
+            raise PlanError(explain("The plan names a tensor that the model does not have", where=f"`{name}`"))
+        leaf = known[name]
         for dim, indices in dims.items():
             units = groups.axes.get((leaf.value, dim))
-            if units is None or (units[list(indices)] < 0).any():
+            outside = [index for index in indices if units is not None and not 0 <= index < units.size]
+            if units is None or outside or (units[list(indices)] < 0).any():
                 raise PlanError(explain("The plan removes what can not be removed", where=f"`{name}`, dimension {dim}"))
             alive[units[list(indices)]] = False
     for leaf in groups.graph.leaves:

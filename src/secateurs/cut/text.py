@@ -108,7 +108,9 @@ def _check(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
 def _known(op: str) -> str:
     if op.split(".")[0] not in NAMESPACES:
         raise ValueError(f"operator {op!r} is outside {' and '.join(NAMESPACES)}")
-    operator(op)
+    schema = operator(op)._schema
+    if any(argument.name == "filename" for argument in schema.arguments):
+        raise ValueError(f"operator {op!r} touches files")
     return op
 
 

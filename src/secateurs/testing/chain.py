@@ -11,6 +11,7 @@ removal, cuts, and raises `AssertionError` with the two sides that disagree wher
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -214,6 +215,46 @@ def check_outputs(model: nn.Module, small: nn.Module, removed: Removed, inputs: 
     except Unanswerable:
         return False
     compare(masked, small.eval(), inputs, "differs by {} from the masked original")
+    check_other_batch(model, masked, small, inputs)
+    check_training_mode(model, masked, small, inputs)
+    return True
+
+
+def check_other_batch(model: nn.Module, masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """At another batch size than the one captured the outputs agree too, if the original takes that size at all."""
+    larger = tuple(torch.cat([x, x[:1]]) for x in inputs)
+    if len({x.shape[0] for x in inputs}) == 1 and runs(model, larger):
+        compare(masked, small, larger, "differs by {} from the masked original at another batch size")
+
+
+def check_training_mode(model: nn.Module, masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Without dropout, outputs agree in training mode too, and gradients flow wherever the original's do."""
+    if any(isinstance(module, nn.Dropout) and module.p for module in model.modules()):
+        return
+    whole, trained = copy.deepcopy(masked).train(), copy.deepcopy(small).train()
+    if runs(copy.deepcopy(model).train(), inputs):
+        compare(copy.deepcopy(whole), copy.deepcopy(trained), inputs, "differs by {} in training mode", tolerance=1e-6)
+        if backward(whole, inputs):
+            assert backward(trained, inputs), "the cut model has no gradient, the original has"
+
+
+def backward(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a backward pass gives some parameter a finite gradient."""
+    outputs = [out.sum() for out in pytree.tree_leaves(model(*inputs)) if out.requires_grad]
+    try:
+        torch.stack(outputs).sum().backward()  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+    return any(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+def runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the model takes these inputs: some bake the batch size in, some normalise over a single value."""
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except (RuntimeError, ValueError):
+        return False
     return True
 
 
@@ -228,8 +269,10 @@ def unfused_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def compare(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...], complaint: str) -> None:
-    """The two modules return the same structure, shapes and, within `TOLERANCE`, numbers."""
+def compare(
+    one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...], complaint: str, tolerance: float = TOLERANCE
+) -> None:
+    """The two modules return the same structure, shapes and, within `tolerance`, numbers."""
     with torch.no_grad(), unfused_layers():
         wanted, spec = pytree.tree_flatten(one(*inputs))
         got, got_spec = pytree.tree_flatten(two(*inputs))
@@ -239,7 +282,7 @@ def compare(one: nn.Module, two: nn.Module, inputs: tuple[Tensor, ...], complain
         if a.numel():
             difference = float((a - b).abs().max())
             scale = max(1.0, float(a.abs().max()))
-            assert difference <= TOLERANCE * scale, f"output {number} {complaint.format(f'{difference:.3g}')}"
+            assert difference <= tolerance * scale, f"output {number} {complaint.format(f'{difference:.3g}')}"
 
 
 def check_counts(small: nn.Module, plan: Plan, inputs: tuple[Tensor, ...]) -> None:

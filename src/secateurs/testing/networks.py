@@ -37,8 +37,11 @@ assert menu_maps and menu_sequences and menu_unusual  # importing them fills the
 
 INPUTS = {
     "image": Spot("map", (2, 3, 8, 8)),
+    "square": Spot("map", (4, 4, 4, 4)),
+    "single": Spot("map", (1, 3, 6, 6)),
     "signal": Spot("signal", (2, 4, 10)),
     "sequence": Spot("sequence", (2, 5, 6)),
+    "cube": Spot("sequence", (4, 4, 4)),
     "tokens": Spot("tokens", (2, 5)),
     "vector": Spot("vector", (2, 6)),
     "volume": Spot("volume", (2, 2, 4, 4, 4)),
@@ -109,7 +112,7 @@ class RandomNetwork(nn.Module):
             result = self.layers[name](*(values[i] for i in sources))
             values += list(result) if isinstance(result, (tuple, list)) else [result]
         results = [values[i] for i in self.returned]
-        if self.program.output == "sum":
+        if self.program.output == "sum" and len({result.shape[0] for result in results}) == 1:
             return torch.stack(results).sum(0)
         if self.program.output == "nested":
             return {"main": results[-1], "auxiliary": [tuple(results[:-1])]}
@@ -158,6 +161,8 @@ class _Builder:
 
     def add(self, name: str, layer: nn.Module, sources: tuple[int, ...], gives: str = "") -> None:
         """Runs the layer once to learn what it gives; leaves it out if a result is too large or empty."""
+        if len({self.spots[i].shape[0] for i in sources}) > 1:
+            return  # values of different batch sizes do not mix
         layer.eval()
         with torch.no_grad():
             result = layer(*(self.values[i] for i in sources))
@@ -256,7 +261,7 @@ def randomize(model: nn.Module, generator: torch.Generator) -> None:
 def random_program(seed: int, *, size: int = 6) -> Program:
     """A program of 1 to `size` steps with 1 or 2 inputs; the same seed gives the same program."""
     chance = random.Random(seed)
-    inputs = [chance.choice(["image"] * 6 + ["sequence", "sequence", "tokens", "vector", "signal", "volume"])]
+    inputs = [chance.choice(["image"] * 6 + sorted(INPUTS))]
     if chance.random() < 0.2:
         inputs.append(chance.choice(sorted(INPUTS)))
     kinds = {INPUTS[name].kind for name in inputs}
