@@ -7,7 +7,6 @@ norm over the channels that stay.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ CONSUMED_DIM: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 0,
     nn.ConvTranspose3d: 0,
 }
-LINEAR_IN_THEIR_WEIGHT = {"Conv2dSame": 1, "NonDynamicallyQuantizableLinear": 1, "Conv1D": 0}
+LINEAR_IN_THEIR_WEIGHT = {"Conv2dSame": 1, "NonDynamicallyQuantizableLinear": 1, "FalconLinear": 1, "Conv1D": 0}
 
 
 class NotApplicableError(Exception):
@@ -46,9 +45,9 @@ def masked_original(original: nn.Module, plan: Any, groups: Any) -> Masked:
     cut = [group for group in groups if group.name in cut_names]
     with torch.no_grad():
         for group in cut:
-            for weight, leaf, dim in _consumed(group, holders):
+            for tensor, leaf, dim in _silencing(group, holders):
                 indices = list(plan.removed.get(leaf, {}).get(dim, ()))
-                weight.index_fill_(dim, torch.tensor(indices, dtype=torch.long), 0.0)
+                tensor.index_fill_(dim, torch.tensor(indices, dtype=torch.long), 0.0)
     _replace_norms(model, plan)
     return Masked(model, next((f"{group.name}: {group.inexact_because}" for group in cut if not group.exact), ""))
 
@@ -65,20 +64,32 @@ def _holders(model: nn.Module) -> Holders:
     return {name: places[id(item)] for name, item in model.named_parameters(remove_duplicate=False)}
 
 
-def _consumed(group: Any, holders: Holders) -> Iterator[tuple[Tensor, str, int]]:
-    """Weights that read the channels of this group, with the dimension that does."""
-    count = 0
+def _silencing(group: Any, holders: Holders) -> list[tuple[Tensor, str, int]]:
+    """What to set to zero so that the group's channels count for nothing: (tensor, leaf name, dimension).
+
+    The weights that read them; for channels that only meet each other in a product (queries and keys), the layers that
+    make them.
+    """
+    readers: list[tuple[Tensor, str, int]] = []
     for member in group.members:
         places = holders.get(member.leaf, [])
-        readers = [weight for module, name, weight in places if consumed_dim(module, name) == member.dim]
-        if member.role == "in" and not readers:
+        reading = [tensor for module, name, tensor in places if consumed_dim(module, name) == member.dim]
+        if member.role == "in" and not reading:
             kinds = " or ".join(type(module).__name__ for module, _, _ in places) or "no module"
             raise NotApplicableError(f"{group.name} is read by {member.leaf} of {kinds}")
-        for weight in readers[:1]:
-            count += 1
-            yield weight, member.leaf, member.dim
-    if not count:
-        raise NotApplicableError(f"{group.name} is read by no plain layer")
+        readers += [(tensor, member.leaf, member.dim) for tensor in reading[:1]]
+    return readers or _makers(group, holders)
+
+
+def _makers(group: Any, holders: Holders) -> list[tuple[Tensor, str, int]]:
+    """Weights and biases of linear layers and convolutions that make the group's channels, if nothing else does."""
+    makers: list[tuple[Tensor, str, int]] = []
+    for member in group.members:
+        places = holders.get(member.leaf, [])
+        if not places or any(consumed_dim(module, "weight") != 1 for module, _, _ in places) or member.dim:
+            raise NotApplicableError(f"{group.name} is read by no plain layer and made by {member.leaf}")
+        makers.append((places[0][2], member.leaf, 0))
+    return makers
 
 
 def consumed_dim(module: nn.Module, name: str) -> int | None:
@@ -122,9 +133,8 @@ def _replace_norms(model: nn.Module, plan: Any) -> None:
 
 def _normalises_channels(module: nn.Module) -> bool:
     name = type(module).__name__
-    return (
-        ("Norm" in name or name.endswith("GRN")) and not hasattr(module, "running_mean") and not list(module.children())
-    )
+    apart = hasattr(module, "running_mean") or getattr(module, "num_groups", 1) == getattr(module, "num_channels", 0)
+    return ("Norm" in name or name.endswith("GRN")) and not apart and not list(module.children())
 
 
 def _over_kept(module: nn.Module, removed: dict[str, Any]) -> NormOverKept:
