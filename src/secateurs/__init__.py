@@ -36,7 +36,7 @@ from secateurs.train.recalibrate import recalibrate
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
     "DeviceError", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan", "PlanError",
-    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__", "accuracy", "capture",
-    "choose", "compare", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx",
-    "finetune", "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score",
+    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__",
+    "accuracy", "capture", "choose", "compare", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer",
+    "export_onnx", "finetune", "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score",
 ]  # fmt: skip

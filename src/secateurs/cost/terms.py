@@ -82,6 +82,13 @@ def _recurrent(graph: Graph, node: Node) -> Iterable[Term]:
             yield Term(node.index, (*steps, *_all(graph, ref.value)))
 
 
+def _recurrent_cell(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    steps = _all(graph, given["input"].value)[:-1]
+    yield Term(node.index, (*steps, *_all(graph, given["w_ih"].value)))
+    yield Term(node.index, (*steps, *_all(graph, given["w_hh"].value)))
+
+
 PRICES: dict[str, Pricer] = {
     **{f"aten.conv{n}d": _convolution for n in (1, 2, 3)},
     **{f"aten.conv_transpose{n}d": _convolution for n in (1, 2, 3)},
@@ -93,6 +100,7 @@ PRICES: dict[str, Pricer] = {
     "aten.scaled_dot_product_attention": _attention,
     "aten.einsum": _einsum,
     **{f"aten.{name}": _recurrent for name in GATES},
+    **{f"aten.{name}_cell": _recurrent_cell for name in GATES},
 }
 
 

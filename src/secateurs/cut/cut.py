@@ -152,8 +152,11 @@ def _recaptured(
     try:
         found = capture(native, args, kwargs=keywords, how=graph.how, replay=graph.decisions)
         compare(small, found)
-    except (CaptureError, ProofError) as error:
-        return str(error).partition(" Next: ")[0], None
+    except CaptureError as error:
+        reason = str(error).partition(" Next: ")[0].rpartition("Evidence: ")[2]
+        return explain("The class does not run with the smaller tensors", evidence=reason), None
+    except ProofError as error:
+        return str(error), None
     return "", found
 
 

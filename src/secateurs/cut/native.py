@@ -60,6 +60,9 @@ def repair_known(model: nn.Module) -> None:
             module.num_embeddings, module.embedding_dim = shape
         elif isinstance(module, nn.PReLU):
             module.num_parameters = shape[0]
+        elif isinstance(module, nn.RNNCellBase):
+            module.hidden_size = module.get_parameter("weight_hh").shape[1]
+            module.input_size = module.get_parameter("weight_ih").shape[1]
         elif isinstance(module, nn.RNNBase):
             module.hidden_size = module.get_parameter("weight_hh_l0").shape[1]
             module.input_size = module.get_parameter("weight_ih_l0").shape[1]

@@ -69,3 +69,18 @@ def _cell(
     else:
         c.pair(incoming, columns, f"{node.where} reads features that can not go")
     return hidden
+
+
+@rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def cell(c: Coupler, node: Node) -> None:
+    """One step of one layer: states in and out have the hidden units as their last axis."""
+    given = arguments(node)
+    gates = GATES[node.op.split(".")[1].removesuffix("_cell")]
+    weights = [given[name].value for name in ("w_ih", "w_hh", "b_ih", "b_hh") if given[name] is not None]
+    hidden = _cell(c, node, weights, gates, None, c.along(given["input"].value, -1), False)
+    states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]
+    for ref in states:
+        c.pair(c.along(ref.value, -1), hidden, f"{node.where} starts from a state that can not lose units")
+    for out in node.outputs:
+        if out is not None:
+            c.put(out, [spread(hidden, -1, len(c.shape(out)))])
