@@ -69,26 +69,26 @@ class GraphModule(nn.Module):
         return owner, last
 
     def _make_norms(self) -> dict[int, nn.Module]:
-        """A batch-norm module for every node whose tensors belong to one module path and to nothing else."""
+        """A batch-norm module for every node that reads the tensors of one module path; nodes may share it."""
         names = {leaf.value: leaf.name for leaf in self.graph.leaves}
-        users: dict[int, int] = {}
-        for node in self.graph.nodes:
-            for value in node.inputs:
-                users[value] = users.get(value, 0) + 1
+        made: dict[str, tuple[dict[str, int], nn.Module]] = {}
         norms: dict[int, nn.Module] = {}
         for node in self.graph.nodes:
             if base_name(node.op) != "aten.batch_norm":
                 continue
             given = arguments(node)
-            mine = {
-                key: given[key].value
-                for key in ("weight", "bias", "running_mean", "running_var")
-                if given[key] is not None
-            }
-            proper = all(names.get(v, "").rpartition(".")[2] == key and users[v] == 1 for key, v in mine.items())
-            owners = {names.get(v, "").rpartition(".")[0] for v in mine.values()}
-            if proper and len(owners) == 1 and {"running_mean", "running_var"} <= mine.keys() and not given["training"]:
-                norms[node.index] = self._norm(owners.pop(), mine, given)
+            keys = ("weight", "bias", "running_mean", "running_var")
+            mine = {key: given[key].value for key in keys if given[key] is not None}
+            proper = all(names.get(value, "").rpartition(".")[2] == key for key, value in mine.items())
+            owners = {names.get(value, "").rpartition(".")[0] for value in mine.values()}
+            whole = {"running_mean", "running_var"} <= mine.keys() and ("weight" in mine) == ("bias" in mine)
+            if not (proper and whole and len(owners) == 1) or given["training"]:
+                continue
+            path = owners.pop()
+            if path not in made:
+                made[path] = (mine, self._norm(path, mine, given))
+            if made[path][0] == mine:
+                norms[node.index] = made[path][1]
         return norms
 
     def _norm(self, path: str, mine: dict[str, int], given: dict[str, Any]) -> nn.Module:
