@@ -10,7 +10,8 @@ import os
 import platform
 import threading
 from collections import Counter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,14 @@ STATUSES = ("proven", "refused", "wrong", "crashed", "timeout")
 PEER_STATUSES = ("right", "unchecked", "wrong", "nothing", "crashed", "timeout")
 LEAST_PROVEN = {"torchvision": 1.0, "timm": 0.95, "transformers": 0.90}
 MOST_MACS_LEFT = 0.40
+
+
+def version(name: str) -> str:
+    """The installed version of a package, `absent` if there is none."""
+    try:
+        return installed(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def code_version() -> str:
