@@ -71,6 +71,14 @@ class Function(nn.Module):
         return self.function(x)
 
 
+class SplitInTwo(nn.Module):
+    """Sizes written into the code, so that only the rewritten graph can run after a cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = x.split([3, 5], dim=1)
+        return torch.cat([torch.relu(one), torch.tanh(two)], dim=1)
+
+
 def counts(report: ChainReport) -> tuple[int, int]:
     """Free units on conv1's outputs and on conv2's inputs."""
     assert report.free("conv2.weight", 0) == 6  # the end of the network is never affected by the trap
@@ -726,6 +734,20 @@ def test_batch_norm_and_instance_norm_are_exact():
     assert all(group.exact for group in report.groups.free)
     assert report.units("between.0.running_var", 0) == report.units("conv1.weight", 0)
     assert report.small.between[0].num_features == 4
+
+
+# Flags of parameters
+
+
+@pytest.mark.parametrize(("between", "form"), [(nn.ReLU(), "native"), (SplitInTwo(), "graph")], ids=["native", "graph"])
+def test_frozen_parameters_stay_frozen(between, form):
+    net = Chain(between)
+    net.conv1.weight.requires_grad_(False)
+    net.head.linear.bias.requires_grad_(False)
+    report = cut_half(net, image())
+    assert report.form == form
+    trained = {name: parameter.requires_grad for name, parameter in report.small.named_parameters()}
+    assert trained == {name: parameter.requires_grad for name, parameter in net.named_parameters()}
 
 
 # Rounding of widths
