@@ -131,7 +131,10 @@ def apply(
             return Made(native, "native", "", groups, alive, small, found)
     tensors = {name: slicer(name, tensor) for name, tensor in _tensors(model).items()}
     general = _any_batch(model, graph, small, args, keywords)
-    return Made(GraphModule(general, tensors), "graph", why, groups, alive, small)
+    module = GraphModule(general, tensors)
+    for name, parameter in model.named_parameters():
+        module.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return Made(module, "graph", why, groups, alive, small)
 
 
 def _make_native(
