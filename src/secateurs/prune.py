@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.base.errors import InputError, explain
+from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.capture import capture
 from secateurs.capture.trace import check_inputs
 from secateurs.choose import choose
@@ -71,7 +71,7 @@ def prune(
     `DeviceError` or `TrainError` from the stage that refused.
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    _check(data, finetune, device)
+    _check(budget, exclude, data, finetune, device)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
 
@@ -157,10 +157,16 @@ class _Story:
         return tuple(Stage(name, end - start) for (name, start), end in zip(self._begun, ends, strict=True))
 
 
-def _check(data: Iterable[Any] | None, finetune: FineTune | None, device: str | Device | None) -> None:
+def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | Device | None) -> None:
     """What can be refused before any work is done."""
+    if not isinstance(budget, Budget):
+        raise BudgetError(explain(f"{budget!r} is not a budget", next_step="pass a limit, such as Budget(macs=0.5)"))
+    if isinstance(exclude, str):
+        raise InputError(explain("`exclude` is a list of names", next_step=f"pass exclude=[{exclude!r}]"))
+    if finetune is not None and not isinstance(finetune, FineTune):
+        raise InputError(explain(f"finetune={finetune!r} cannot be used", next_step="pass FineTune(epochs=3) or such"))
     if finetune is not None and data is None:
-        raise InputError(explain("Fine-tuning needs data", next_step="pass `data=`, a loader of (inputs, target)"))
+        raise InputError(explain("Fine-tuning needs data", next_step="pass `data=` (--data), a loader of (inputs, target)"))
     if device is not None:
         find_device(device).require()
 

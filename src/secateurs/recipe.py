@@ -17,6 +17,7 @@ of `prune`; a key that does not exist is an error that gives the line and the ne
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -85,7 +86,13 @@ def _input(text: str) -> str:
     return text
 
 
-Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")]
+def _reference(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
+        raise ValueError("this does not name code. Next: write package.module:attribute")
+    return text
+
+
+Reference = Annotated[str, AfterValidator(_reference)]
 InputText = Annotated[str, AfterValidator(_checked(_input))]
 BudgetField = Annotated[Budget, PlainValidator(_checked(_budget)), PlainSerializer(plain)]
 FineTuneField = Annotated[FineTune, PlainValidator(_checked(_finetune)), PlainSerializer(plain)]
@@ -135,6 +142,9 @@ _SECTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
+_EXAMPLES = {"version": str(FORMAT), "budget": "{macs: 0.5}"}
+
+
 def make(**keys: Any) -> Recipe:
     """A recipe from Python values. Raises `RecipeError` on a value that no recipe can have."""
     try:
@@ -148,7 +158,11 @@ def load(path: str | Path) -> Recipe:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(explain("The recipe cannot be read", where=str(path), evidence=str(error))) from error
+        evidence = getattr(error, "strerror", None) or str(error)
+        next_step = "check the path; it is relative to this folder"
+        raise RecipeError(
+            explain("The recipe cannot be read", where=str(path), evidence=evidence, next_step=next_step)
+        ) from error
     return read(text, str(path))
 
 
@@ -224,8 +238,11 @@ def _refusal(error: ValidationError, root: yaml.Node | None, name: str) -> Recip
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
-        return RecipeError(explain(f"The recipe has no {key!r}", where=name, next_step=f"add `{key}: ...`"))
+        example = _EXAMPLES.get(key, "...")
+        return RecipeError(explain(f"The recipe has no {key!r}", where=name, next_step=f"add `{key}: {example}`"))
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("tuple_type", "list_type"):
+        message = f"this is a list. Next: write [{first['input']}]"
     where = name if root is None else f"{name}, line {_line(root, first['loc'])}"
     evidence = f"{str(first['input'])[:80]!r}: {message}"
     return RecipeError(explain(f"{key!r} has a value it cannot have", where=where, evidence=evidence))

@@ -47,6 +47,10 @@ def writes(node: Node) -> tuple[int, ...]:
     return tuple(changed)
 
 
+def _first(node: Node) -> int:
+    return next(out for out in node.outputs if out is not None)
+
+
 def _blank(graph: Graph, value: int, data: Mapping[int, Tensor]) -> Tensor:
     """The value's data; for arguments that only lend their shape and dtype, an empty tensor."""
     return data[value] if value in data else torch.empty(graph.values[value].shape, dtype=graph.values[value].dtype)
@@ -72,7 +76,12 @@ def fold_constants(graph: Graph, tensors: Mapping[int, Tensor]) -> Graph:
                     data[out] = result
     gone = {node.index for node in folded}
     needed = {value for node in graph.nodes if node.index not in gone for value in node.inputs} | set(graph.outputs)
-    kept = {node.index for node in folded if node.op in UNIFORM and set(node.outputs) & needed}
+    written = {graph.values[value].storage for node in folded for value in writes(node)}
+    kept = {
+        node.index
+        for node in folded
+        if node.op in UNIFORM and set(node.outputs) & needed and graph.values[_first(node)].storage not in written
+    }
     gone -= kept
     made = {out for node in folded if node.index in gone for out in node.outputs if out is not None}
     leaves = [leaf for leaf in graph.leaves if leaf.kind != "constant" or leaf.value in needed]

@@ -155,7 +155,7 @@ def _recorded(
     try:
         with _quiet_run(twin), fake or _nothing(), enable_python_dispatcher():
             if fake is not None:
-                args, kwargs = pytree.tree_map_only(Tensor, lambda t: fake.from_tensor(t), (args, kwargs))
+                args, kwargs = pytree.tree_map_only(Tensor, _without_data, (args, kwargs))
             else:
                 args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
             inputs = _number_inputs(tape, model, args, kwargs)
@@ -235,6 +235,13 @@ def plain_output(result: Any) -> Any:
     parts, _ = pytree.tree_flatten(result)
     tensors = [item for item in parts if isinstance(item, Tensor)]
     return [plain_output(item) for item in tensors]
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and memory layout; one object given twice becomes two."""
+    if tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _number_inputs(tape: Tape, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Input, ...]:

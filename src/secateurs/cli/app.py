@@ -1,8 +1,12 @@
-"""Puts the verbs together and turns what happens into an exit code: 0 done, 1 budget not met, 2 refused."""
+"""Puts the verbs together and turns what happens into an exit code.
+
+0 done, 1 done and the budget is not met, 2 refused, 3 an error that is no refusal (in the user's code, or a bug).
+"""
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
@@ -11,7 +15,7 @@ from secateurs._version import __version__
 from secateurs.base.errors import SecateursError
 from secateurs.cli import console, demo, export, inspect, listing, measure, prune
 
-DONE, REFUSED, INTERRUPTED = 0, 2, 130
+DONE, REFUSED, CRASHED, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(
     name="secateurs",
@@ -44,15 +48,19 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Only refusals of Secateurs are caught; bugs keep their traceback."""
+    """Runs one command and returns its exit code. Refusals are one message; every other error keeps its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app([word for word in words if word != "--debug"], prog_name="secateurs")
     except SecateursError as error:
         if "--debug" in words:
-            raise
+            traceback.print_exc()
+            return REFUSED
         console.refuse(error, as_json="--json" in words)
         return REFUSED
     except SystemExit as end:
         return INTERRUPTED if isinstance(end.__context__, typer.Abort) else int(end.code or DONE)
+    except Exception:  # the user's own code runs in every verb; a script must not take it for "budget not met"
+        traceback.print_exc()
+        return CRASHED
     return DONE

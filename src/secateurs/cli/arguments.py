@@ -87,15 +87,28 @@ def example_inputs(texts: Sequence[str] | None, seed: int = 0) -> tuple[tuple[Te
 
 def parse_budget(texts: Sequence[str]) -> Budget:
     """`["macs=0.5", "params=100000"]` as a `Budget`. Raises `BudgetError` on other text."""
+    if not texts:
+        raise BudgetError(
+            explain("The budget is empty", next_step="add --budget macs=0.5 or another limit, or --recipe FILE")
+        )
     limits: dict[str, Any] = {}
     for text in (part for item in texts for part in item.split(",")):
         metric, equals, number = text.partition("=")
         try:
-            limits[metric.strip()] = float(number) if "." in number or "e" in number else int(number)
+            limit = float(number) if {".", "e"} & set(number.lower()) else int(number)
         except ValueError as error:
             raise _not_a_budget(text) from error
         if not equals or metric.strip() not in Budget.__dataclass_fields__:
             raise _not_a_budget(text)
+        if metric.strip() in limits:
+            raise BudgetError(
+                explain(
+                    f"The budget limits {metric.strip()} twice",
+                    evidence=f"{limits[metric.strip()]} and {limit}",
+                    next_step="keep one",
+                )
+            )
+        limits[metric.strip()] = limit
     return Budget(**limits)
 
 
@@ -124,6 +137,10 @@ def load_subject(artifact: str | None, model: str | None, weights: str | None, i
     Raises `InputError` when neither is named, `ArtifactError` when the artifact cannot be used.
     """
     if artifact is not None:
+        if weights is not None and model is None:
+            raise InputError(
+                explain("An artifact holds its own weights", next_step="leave out --weights, or name --model too")
+            )
         build = None if model is None else partial(build_model, model)
         loaded = load(artifact, build)
         if inputs:

@@ -30,7 +30,7 @@ def out() -> Console:
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 
 
 def show(parts: Iterable[RenderableType]) -> None:
@@ -88,5 +88,5 @@ class _Stages:
             self._spinner.stop()
             self._spinner = None
         if self._name and not self._quiet:
-            self._console.print(f"  {self._name:<14} {time.perf_counter() - self._began:6.1f} s", style="dim")
+            self._console.print(f"  {self._name:<21} {time.perf_counter() - self._began:6.1f} s", style="dim")
         self._name = ""

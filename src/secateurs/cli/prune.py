@@ -15,6 +15,7 @@ from secateurs.deliver.artifact import save
 from secateurs.report.tables import result_tables
 
 BESIDE_A_RECIPE = frozenset({"recipe", "checkpoints", "out", "json"})
+OF_TRAINING = frozenset({"lr", "checkpoints"})
 
 
 def prune(
@@ -48,11 +49,12 @@ def prune(
     out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Cut a model to a budget and prove what the cut did. Exits 1 when the budget is not met."""
+    """Cut a model to a budget and prove what the cut did. Exits 1 when the cut network is over the budget, 2 when refused."""
     if recipe is not None:
         _refuse_both(context)
         request = recipes.load(recipe)
     else:
+        _refuse_idle(context, epochs)
         request = recipes.make(
             model=model,
             weights=weights,
@@ -79,10 +81,25 @@ def prune(
         raise typer.Exit(NOT_MET)
 
 
+def _given(context: typer.Context) -> list[str]:
+    return [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+
+
+def _refuse_idle(context: typer.Context, epochs: int) -> None:
+    """An option of fine-tuning without fine-tuning is refused, not ignored."""
+    if not epochs and (idle := [name for name in _given(context) if name in OF_TRAINING]):
+        raise InputError(
+            explain(
+                "There is no fine-tuning to use this in",
+                evidence=f"{', '.join(f'--{name}' for name in idle)} without --epochs",
+                next_step="add --epochs and --data",
+            )
+        )
+
+
 def _refuse_both(context: typer.Context) -> None:
     """A recipe is the whole request: an option that would change it is refused, not ignored."""
-    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
-    if other := [name for name in given if name not in BESIDE_A_RECIPE]:
+    if other := [name for name in _given(context) if name not in BESIDE_A_RECIPE]:
         raise InputError(
             explain(
                 "Both a recipe and a request are given",

@@ -73,7 +73,11 @@ def _partition(c: Coupler, graph: Graph, rows: Rows, frozen: Ints) -> list[Ints]
     """The labels of every group, in order of first appearance; groups in the order of their first label."""
     order = np.full(rows.count, np.iinfo(np.int64).max)
     owned = np.zeros(rows.count, dtype=np.bool_)
-    weights = {leaf.value for leaf in graph.leaves if leaf.kind != "constant" and leaf.dtype.is_floating_point}
+    weights = {
+        leaf.value
+        for leaf in graph.leaves
+        if leaf.kind == "parameter" or (leaf.kind == "buffer" and leaf.dtype.is_floating_point)
+    }
     start = 0
     for (value, _), found in rows.leaves.items():
         if value in weights:

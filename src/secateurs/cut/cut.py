@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, PlanError, ProofError, explain
 from secateurs.capture.graph import Graph
-from secateurs.capture.trace import capture, check_inputs, plain_output
+from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
 from secateurs.choose.plan import Plan
 from secateurs.cost.count import count_graph
 from secateurs.cost.predict import CostModel
@@ -210,8 +210,15 @@ def prove(model: nn.Module, plan: Plan, args: tuple[Any, ...], keywords: dict[st
     names = [f"{i}" for i in range(len(graph.outputs))]
     with torch.no_grad():
         worst, wide, ours = _compare_numbers(made, before.__getitem__, after.__getitem__, inputs, names)
+        if not any(tensor.numel() for tensor in ours):
+            raise ProofError(
+                explain("Nothing was compared: all outputs are empty", next_step="give inputs with entries")
+            )
+        if made.form == "graph":
+            whole = run_graph(graph, before.__getitem__, inputs, wide=wide)
+            _check_as_it_runs(model, args, keywords, whole, "The original against its captured graph")
         if not graph.decisions:
-            _check_as_it_runs(made.model, args, keywords, ours)
+            _check_as_it_runs(made.model, args, keywords, ours, "The cut module against its proven graph")
     counted, predicted = count_graph(found), CostModel(made.groups)
     pairs = {
         "MACs": (counted.macs, predicted.macs(made.alive)),
@@ -257,18 +264,26 @@ def _loses(name: str, made: Made) -> bool:
     return not bool(made.alive[start : start + made.groups[name].size].all())
 
 
-def _check_as_it_runs(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor]) -> None:
-    """The module called as a caller calls it gives the proven numbers, up to its own precision."""
+def _check_as_it_runs(
+    model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor], what: str
+) -> None:
+    """The module called as a caller calls it gives the graph's numbers, up to its own precision."""
+    twin = share_tensors(model).eval()
+    buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
     try:
-        result = plain_output(model(*given_args, **given_keywords))
+        result = plain_output(twin(*given_args, **given_keywords))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ProofError(explain("The cut module does not run", evidence=f"{type(error).__name__}: {error}")) from error
+        raise ProofError(explain(f"{what}: it does not run", evidence=f"{type(error).__name__}: {error}")) from error
+    finally:
+        for name, buffer in twin.named_buffers():
+            if name in buffers and buffer.shape == buffers[name].shape and not torch.equal(buffer, buffers[name]):
+                buffer.copy_(buffers[name])
     tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
-    pairs = [(a, b) for a, b in zip(tensors, exact, strict=True) if a.is_floating_point()]
+    pairs = [(a, b) for a, b in zip(tensors, exact, strict=True) if a.is_floating_point() or a.is_complex()]
     for position, (a, b) in enumerate(pairs):
         tolerance = LOOSE.get(a.dtype, 0.1)
-        difference([a], [b], [str(position)], "The cut module against its proven graph", tolerance)
+        difference([a], [b], [str(position)], what, tolerance)
 
 
 def _any_batch(model: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> Graph:

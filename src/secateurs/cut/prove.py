@@ -227,9 +227,10 @@ def difference(ours: list[Tensor], theirs: list[Tensor], names: list[str], what:
             if share > 0:
                 raise ProofError(explain(f"{what}: output {name} differs", evidence=f"{share:.2%} of its entries"))
             continue
-        a, b = a.detach().double(), b.detach().double()
+        kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        a, b = a.detach().to(kind), b.detach().to(kind)
         same = (a == b) | (a.isnan() & b.isnan())
-        gap = torch.where(same, torch.zeros_like(a), (a - b).abs())
+        gap = torch.where(same, torch.zeros((), dtype=torch.float64, device=a.device), (a - b).abs())
         finite = b[torch.isfinite(b)]
         scale = max(float(finite.abs().max()) if finite.numel() else 1.0, 1e-30)
         apart = float(gap.max()) / scale

@@ -57,8 +57,16 @@ def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
     """Writes `result` as the artifact `folder`, which appears whole or not at all; an artifact there is replaced.
 
     Raises `WriteError` when the disk is full or `folder` holds anything that is not part of an artifact; what was there
-    stays as it was.
+    stays as it was, and `InputError` for anything that is not a result of `prune`.
     """
+    if isinstance(result, nn.Module) or not hasattr(result, "report"):
+        raise InputError(
+            explain(
+                "Only a result of `prune` can be saved",
+                evidence=f"got a {type(result).__name__}",
+                next_step="pass what sec.prune returned: the whole result, not result.model",
+            )
+        )
     again = {"inputs": result.inputs, "how": result.graph.how, "signature": signature(result.graph)}
     with write_folder(folder, owns=(*listing.REQUIRED, listing.GRAPH, listing.NAME)) as partial:
         write_state(result.model, partial / listing.TENSORS)
@@ -97,7 +105,8 @@ def load(
                 "This artifact needs the class it was made from",
                 where=str(source),
                 evidence="its form is native: tensors and a plan, no code",
-                next_step="pass `build=MyNet`, a class or function without arguments: the model before the cut",
+                next_step="pass `build=MyNet` (--model package.module:MyNet), a class or function without arguments "
+                "that gives the model before the cut",
             )
         )
     model = _replay(source, _built(build), example_inputs, kwargs)
@@ -132,6 +141,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _built(build: Callable[[], nn.Module]) -> nn.Module:
+    if isinstance(build, nn.Module) or not callable(build):
+        raise InputError(
+            explain(
+                "`build` is not a class or function",
+                evidence=f"it is a `{type(build).__name__}`",
+                next_step="pass the class itself, such as build=MyNet, or build=lambda: MyNet(width=64)",
+            )
+        )
     with seeded(0):
         model = build()
     if not isinstance(model, nn.Module):

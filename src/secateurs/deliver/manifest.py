@@ -63,6 +63,14 @@ def refused(where: Path, evidence: str, what: str = "This folder is not a sound 
 
 def _read(folder: Path) -> Manifest:
     path = folder / NAME
+    if not folder.is_dir():
+        raise ArtifactError(
+            explain(
+                f"`{folder}` is not a Secateurs artifact",
+                evidence="it is a file" if folder.exists() else "there is no such folder",
+                next_step="give the folder that `sec.save` or `secateurs prune --out` wrote",
+            )
+        )
     if not path.is_file():
         raise refused(folder, f"there is no `{NAME}` in it", "This folder is not a Secateurs artifact")
     if path.stat().st_size > _MANIFEST_LIMIT:

@@ -44,7 +44,10 @@ def write_state(model: nn.Module, path: Path) -> None:
             continue
         first[key] = name
         stored[name] = tensor.detach().cpu().contiguous().clone()
+    path.touch()  # with the permissions of any other file: safetensors alone would keep it from everybody else
+    mode = path.stat().st_mode
     save_file(stored, path, metadata={_TIED: json.dumps(tied, sort_keys=True)})
+    path.chmod(mode)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -76,7 +79,8 @@ def check_header(path: Path) -> None:
                 f"`{path.name}` is not a safetensors file, or is cut short",
                 where=str(path),
                 evidence=f"its header claims {length:,} bytes, the file has {size:,}, the limit is {HEADER_LIMIT:,}",
-                next_step="copy the artifact again from where it was saved",
+                next_step="copy it again from where it was saved; a `.pt` file becomes one with "
+                "`safetensors.torch.save_model(model, path)`",
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import floor
 from typing import Any
 
 import torch
@@ -72,15 +73,29 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """True when every limit of the budget on a count holds for the counts of `model`."""
+        """True when every limit of the budget holds for `model`."""
+        return not self.over
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """What is over the budget: a count, or a group that rounding or a lower bound on widths kept wider."""
         limits = self.budget.absolute({metric: getattr(self.before, metric) for metric in METRICS})
-        return all(getattr(self.after, metric) <= limit for metric, limit in limits.items())
+        counts = {metric: getattr(self.after, metric) for metric in limits}
+        over = [f"{metric} is {count:,}" for metric, count in counts.items() if count > limits[metric]]
+        if (share := self.budget.channels) is not None:
+            over += [
+                f"{group.name} keeps {len(group.kept)} of {group.size}"
+                for group in self.plan.groups
+                if not group.frozen and len(group.kept) > max(1, group.size - floor((1 - share) * group.size + 0.5))
+            ]
+        return tuple(over)
 
     def report(self) -> dict[str, Any]:
         """The whole story as JSON data, in the order in which it is told."""
         return {
             "budget": str(self.budget),
             "met": self.met,
+            "over": list(self.over),
             "form": self.form,
             "why_graph": self.why_graph,
             "proof": asdict(self.proof),

@@ -21,6 +21,9 @@ from secateurs.base.units import BYTES, COUNT, TIME
 ROWS = 16
 """Longest table of layers or of frozen groups before the rest is only counted."""
 
+OVER = 4
+"""Most things over the budget that the verdict names."""
+
 _UNITS = {
     "macs": "multiply-accumulates",
     "params": "parameters",
@@ -45,7 +48,10 @@ def verdict(report: Mapping[str, Any]) -> Text:
     """One sentence on the budget and one on the proof."""
     met = report["met"]
     text = Text("Budget met: " if met else "Budget NOT met: ", style="bold green" if met else "bold red")
-    text.append(f"{report['budget']}\n", style="not bold default")
+    over = list(report.get("over", ()))
+    rest = f" and {len(over) - OVER} more" if len(over) > OVER else ""
+    reason = f"; {', '.join(over[:OVER])}{rest}" if over else ""
+    text.append(f"{report['budget']}{reason}\n", style="not bold default")
     text.append(f"{proof_sentence(report['proof'])}\n", style="not bold default")
     why = f": {report['why_graph'].partition(' Next: ')[0]}" if report.get("why_graph") else ""
     text.append(f"Form: {_FORMS[report['form']]}{why}", style="not bold default")
