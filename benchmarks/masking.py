@@ -22,7 +22,13 @@ CONSUMED_DIM: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 0,
     nn.ConvTranspose3d: 0,
 }
-LINEAR_IN_THEIR_WEIGHT = {"Conv2dSame": 1, "NonDynamicallyQuantizableLinear": 1, "FalconLinear": 1, "Conv1D": 0}
+LINEAR_IN_THEIR_WEIGHT = {  # by name: subclasses and other libraries' layers that multiply their input by their weight
+    "Linear": 1,
+    "NonDynamicallyQuantizableLinear": 1,
+    "FalconLinear": 1,
+    "Conv1D": 0,
+    "Conv2dSame": 1,
+}
 
 
 class NotApplicableError(Exception):
@@ -65,31 +71,33 @@ def _holders(model: nn.Module) -> Holders:
 
 
 def _silencing(group: Any, holders: Holders) -> list[tuple[Tensor, str, int]]:
-    """What to set to zero so that the group's channels count for nothing: (tensor, leaf name, dimension).
+    """Every tensor of the group, with leaf name and dimension, if zeros in all of them silence its channels.
 
-    The weights that read them; for channels that only meet each other in a product (queries and keys), the layers that
-    make them.
+    Layers that read the channels then do not; channels that only meet each other in a product (queries and keys) are
+    zero already where they are made.
     """
-    readers: list[tuple[Tensor, str, int]] = []
+    silenced: list[tuple[Tensor, str, int]] = []
+    read = False
     for member in group.members:
         places = holders.get(member.leaf, [])
-        reading = [tensor for module, name, tensor in places if consumed_dim(module, name) == member.dim]
+        reading = any(consumed_dim(module, name) == member.dim for module, name, _ in places)
         if member.role == "in" and not reading:
             kinds = " or ".join(type(module).__name__ for module, _, _ in places) or "no module"
             raise NotApplicableError(f"{group.name} is read by {member.leaf} of {kinds}")
-        readers += [(tensor, member.leaf, member.dim) for tensor in reading[:1]]
-    return readers or _makers(group, holders)
+        read |= reading
+        silenced += [(tensor, member.leaf, member.dim) for _, _, tensor in places[:1]]
+    if not read:
+        _check_makers(group, holders)
+    return silenced
 
 
-def _makers(group: Any, holders: Holders) -> list[tuple[Tensor, str, int]]:
-    """Weights and biases of linear layers and convolutions that make the group's channels, if nothing else does."""
-    makers: list[tuple[Tensor, str, int]] = []
+def _check_makers(group: Any, holders: Holders) -> None:
+    """Only linear layers, convolutions and batch norms make zeros from zeros; raises `NotApplicableError` otherwise."""
     for member in group.members:
-        places = holders.get(member.leaf, [])
-        if not places or any(consumed_dim(module, "weight") != 1 for module, _, _ in places) or member.dim:
-            raise NotApplicableError(f"{group.name} is read by no plain layer and made by {member.leaf}")
-        makers.append((places[0][2], member.leaf, 0))
-    return makers
+        for module, _, _ in holders.get(member.leaf, []) or [(None, "", None)]:
+            plain = module is not None and (consumed_dim(module, "weight") == 1 or hasattr(module, "running_mean"))
+            if member.dim or not plain:
+                raise NotApplicableError(f"{group.name} is read by no plain layer and made by {member.leaf}")
 
 
 def consumed_dim(module: nn.Module, name: str) -> int | None:
