@@ -166,7 +166,9 @@ def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | De
     if finetune is not None and not isinstance(finetune, FineTune):
         raise InputError(explain(f"finetune={finetune!r} cannot be used", next_step="pass FineTune(epochs=3) or such"))
     if finetune is not None and data is None:
-        raise InputError(explain("Fine-tuning needs data", next_step="pass `data=` (--data), a loader of (inputs, target)"))
+        raise InputError(
+            explain("Fine-tuning needs data", next_step="pass `data=` (--data), a loader of (inputs, target)")
+        )
     if device is not None:
         find_device(device).require()
 

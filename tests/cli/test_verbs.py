@@ -166,6 +166,12 @@ REFUSALS = [
     ([*HALF, "--data", "toy:number"], "cannot be iterated"),
     ([*HALF, "--evaluate", "toy:number"], "not a function"),
     ([*HALF, "--epochs", "2"], "needs data"),
+    ([*HALF, "--lr", "0.1"], "--lr without --epochs"),
+    ([*HALF, "--checkpoints", "x"], "--checkpoints without --epochs"),
+    ([*HALF, "--budget", "macs=0.2"], "limits macs twice"),
+    (["prune", "--model", "toy.Net", *INPUT, "--budget", "macs=0.5"], "write package.module:attribute"),
+    (["inspect", "--model", "toy:Net", "--input", "0x1x6x6"], "without elements"),
+    (["measure", "nowhere", "--weights", "x.safetensors"], "holds its own weights"),
     ([*HALF, "--recipe", "none.yaml"], "Both a recipe and a request"),
     (["prune", "--recipe", "none.yaml", "--criterion", "l1"], "beside --recipe: --criterion"),
     (["prune", "--recipe", "none.yaml"], "cannot be read"),
@@ -196,8 +202,26 @@ def test_refusal_as_json_and_with_debug(run: Run) -> None:
     code, out, _ = run("prune", "--model", "toy:Net", "--json")
     assert code == 2
     assert parsed(out)["kind"] == "BudgetError"
-    with pytest.raises(sec.SecateursError):
-        run("prune", "--model", "toy:Net", "--debug")
+    code, _, err = run("prune", "--model", "toy:Net", "--debug")
+    assert code == 2
+    assert "Traceback" in err and "budget is empty" in err
+
+
+def test_an_error_of_the_users_own_keeps_its_traceback_and_is_not_budget_not_met(run: Run) -> None:
+    code, out, err = run(*HALF, "--evaluate", "toy:broken")
+    assert code == 3
+    assert "Traceback" in err and "takes 0 positional arguments" in err
+    assert out == ""
+
+
+def test_a_cut_that_rounding_leaves_over_the_budget_exits_1(run: Run) -> None:
+    words = ["prune", "--model", "toy:Net", *INPUT, "--budget", "channels=0.3", "--multiple", "16"]
+    code, out, _ = run(*words)
+    assert code == 1
+    assert "Budget NOT met: channels <= 30% of the original; " in out and "keeps 16 of 24" in " ".join(out.split())
+    code, out, _ = run(*words, "--json")
+    assert code == 1
+    assert parsed(out)["met"] is False and parsed(out)["over"]
 
 
 def test_wrong_options_exit_2(run: Run) -> None:

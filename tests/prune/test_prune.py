@@ -197,9 +197,33 @@ def test_arguments_that_cannot_work_are_refused_before_any_work(network: Net) ->
         sec.prune(network, IMAGE, budget=budget, finetune=FineTune(), on_stage=heard.append)
     with pytest.raises(sec.SecateursError, match="did you mean 'onnxruntime'"):
         sec.prune(network, IMAGE, budget=budget, device="onnxruntim", on_stage=heard.append)
+    with pytest.raises(sec.SecateursError, match=r"0\.5 is not a budget"):
+        sec.prune(network, IMAGE, budget=0.5, on_stage=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(sec.SecateursError, match=r"exclude=\['head'\]"):
+        sec.prune(network, IMAGE, budget=budget, exclude="head", on_stage=heard.append)
+    with pytest.raises(sec.SecateursError, match="finetune=3 cannot be used"):
+        sec.prune(network, IMAGE, budget=budget, data=[], finetune=3, on_stage=heard.append)  # type: ignore[arg-type]
     with pytest.raises(sec.SecateursError, match="Module"):
         sec.prune("network", IMAGE, budget=budget, on_stage=heard.append)  # type: ignore[arg-type]
     assert heard == []
+
+
+def test_what_is_no_result_or_no_class_is_refused(network: Net, tmp_path: Path) -> None:
+    found = sec.prune(network, IMAGE, budget=sec.Budget(macs=0.7))
+    with pytest.raises(sec.InputError, match=r"not result\.model"):
+        sec.save(found.model, tmp_path / "cut")  # type: ignore[arg-type]
+    folder = sec.save(found, tmp_path / "cut")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "one file has other permissions"
+    for build in (network, "Net"):
+        with pytest.raises(sec.InputError, match="not a class or function"):
+            sec.load(folder, build=build)  # type: ignore[arg-type]
+
+
+def test_a_channel_budget_that_rounding_exceeds_is_not_met(network: Net) -> None:
+    assert sec.prune(network, IMAGE, budget=sec.Budget(channels=0.3)).met
+    wide = sec.prune(network, IMAGE, budget=sec.Budget(channels=0.3), multiple=16)
+    assert not wide.met
+    assert "keeps 16 of 24" in " ".join(str(wide).split())
 
 
 def test_a_metric_that_is_not_a_number_is_refused(network: Net) -> None:

@@ -49,7 +49,7 @@ def prune(
     out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Cut a model to a budget and prove what the cut did. Exits 1 when the cut network is over the budget, 2 when refused."""
+    """Cut a model to a budget and prove what the cut did. Exits 1 when the result is over the budget, 2 if refused."""
     if recipe is not None:
         _refuse_both(context)
         request = recipes.load(recipe)

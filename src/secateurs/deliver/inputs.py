@@ -115,7 +115,7 @@ _TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+
 def parse(text: str) -> tuple[str | None, TensorSpec]:
     """`[name=]SHAPE[:DTYPE[:HIGH]]` as (keyword name or None, spec); integers are drawn below HIGH.
 
-    Raises `InputError` on any other text, with the nearest element type if only that is wrong.
+    Raises `InputError` on any other text (with the nearest element type if only that is wrong) and on a size of 0.
     """
     match = _TEXT.fullmatch(text.strip())
     if match is None:
@@ -138,6 +138,14 @@ def parse(text: str) -> tuple[str | None, TensorSpec]:
             )
         )
     shape = tuple(int(size) for size in match["shape"].split("x"))
+    if 0 in shape:
+        raise InputError(
+            explain(
+                "An input without elements proves nothing",
+                where=f"input {text!r}",
+                next_step="write every size as 1 or more",
+            )
+        )
     return match["name"], TensorSpec(shape, DTYPES[dtype], max(0, int(match["high"] or 1) - 1))
 
 
