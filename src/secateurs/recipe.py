@@ -242,7 +242,7 @@ def _refusal(error: ValidationError, root: yaml.Node | None, name: str) -> Recip
         return RecipeError(explain(f"The recipe has no {key!r}", where=name, next_step=f"add `{key}: {example}`"))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] in ("tuple_type", "list_type"):
-        message = f"this is a list. Next: write [{first['input']}]"
+        message = f"a list is needed here. Next: write [{first['input']}]"
     where = name if root is None else f"{name}, line {_line(root, first['loc'])}"
     evidence = f"{str(first['input'])[:80]!r}: {message}"
     return RecipeError(explain(f"{key!r} has a value it cannot have", where=where, evidence=evidence))

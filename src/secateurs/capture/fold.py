@@ -102,20 +102,28 @@ def fold_constants(graph: Graph, tensors: Mapping[int, Tensor]) -> Graph:
 
 
 def _constant_values(graph: Graph) -> set[int | None]:
-    """Values that depend on nothing but numbers in the code, and whose memory no other node writes to."""
+    """Values that depend on nothing but numbers in the code, and that look the same whenever they are read.
+
+    Memory that a node outside the constant part writes to is left alone, and so is memory that is written to after such
+    a node has read it: `for step in range(3): y = f(y, t); t += 1`.
+    """
     dirty: set[int] = set()
     while True:
         constant: set[int | None] = {leaf.value for leaf in graph.leaves if leaf.kind == "constant"}
         constant = {v for v in constant if v is not None and graph.values[v].storage not in dirty}
         found: set[int] = set()
+        read: set[int] = set()
         for node in graph.nodes:
             random = torch.Tag.nondeterministic_seeded in operator(node.op).tags
             pure = not random and (node.op in BLANK or all(value in constant for value in node.inputs))
             clean = all(graph.values[out].storage not in dirty for out in node.outputs if out is not None)
+            written = {graph.values[value].storage for value in writes(node)}
             if pure and clean:
                 constant.update(out for out in node.outputs if out is not None)
+                found |= written & read
             else:
-                found.update(graph.values[value].storage for value in writes(node))
+                found |= written
+                read |= {graph.values[value].storage for value in node.inputs}
         if found <= dirty:
             return constant
         dirty |= found

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch._subclasses.schema_check_mode import SchemaCheckMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,6 +37,7 @@ class Tape:
     nodes: list[Node] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     found: dict[int, Tensor] = field(default_factory=dict)
+    seen: dict[int, Tensor] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     replay: tuple[Decision, ...] | None = None
     turn: int = 0
@@ -75,12 +76,15 @@ class Tape:
         self.found.clear()
 
     def read(self, tree: Any) -> Any:
-        """Arguments with tensors replaced by `Ref`; tensors never seen before are noted in `found`."""
+        """Arguments with tensors replaced by `Ref`; new tensors are noted in `found`, their contents in `seen`."""
         if isinstance(tree, Tensor):
             index = self.value_of(tree)
             if index is None:
                 index = self.add_value(tree, None)
                 self.found[index] = tree
+                if not isinstance(tree, (nn.Parameter, FakeTensor)):
+                    with unset_fake_temporarily():
+                        self.seen[index] = tree.detach().clone()
             return Ref(index)
         if isinstance(tree, (list, tuple)):
             items = [self.read(item) for item in tree]
@@ -101,9 +105,8 @@ class Tape:
                 if storage in made:
                     self.values[ref.value] = replace(self.values[ref.value], storage=storage)
 
-    def write(self, op: str, args: Any, kwargs: Any, result: Any) -> None:
-        """Append one call."""
-        arguments, keywords = self.read(tuple(args)), self.read(dict(kwargs))
+    def write(self, op: str, arguments: Any, keywords: Any, result: Any) -> None:
+        """Append one call, whose arguments were read before it ran."""
         listed = isinstance(result, (list, tuple))
         flat = list(result) if listed else [result]
         if not any(isinstance(item, Tensor) for item in flat):
@@ -134,6 +137,7 @@ class TapeMode(SchemaCheckMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = str(func)
+        arguments, keywords = self.tape.read(tuple(args)), self.tape.read(dict(kwargs))
         result = None if self.decisions else empty_result(func, args, kwargs)
         result = func(*args, **kwargs) if result is None else result
         flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
@@ -142,7 +146,7 @@ class TapeMode(SchemaCheckMode):
             flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
             outputs = tuple(item.detach().clone() if isinstance(item, Tensor) else item for item in flat)
             self.tape.decisions.append(Decision(op, len(self.tape.nodes), outputs))
-        self.tape.write(op, args, kwargs, result)
+        self.tape.write(op, arguments, keywords, result)
         return result
 
     def _decided(self, op: str, result: Any) -> Any:

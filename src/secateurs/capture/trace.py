@@ -211,12 +211,12 @@ def _quiet_run(model: nn.Module) -> Iterator[None]:
 
 
 def share_tensors(model: nn.Module) -> nn.Module:
-    """A deep copy of the module tree whose tensors are the original's own."""
-    memo: dict[int, Any] = {}
+    """A deep copy of the module tree whose parameters and buffers are the original's own; other tensors are copies."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if isinstance(tensor, Tensor):
-                memo[id(tensor)] = tensor
+        for item in vars(module).values():
+            if isinstance(item, Tensor):
+                memo.setdefault(id(item), item.detach().clone())
     return copy.deepcopy(model, memo)
 
 
@@ -295,6 +295,6 @@ def _name_leaves(model: nn.Module, tape: Tape) -> tuple[tuple[Leaf, ...], dict[s
         if kind == "constant":
             if isinstance(tensor, FakeTensor):
                 raise CaptureError(explain("The model makes a tensor that tracing can not see", evidence=str(tensor)))
-            constants[alias[0]] = tensor.detach().clone()
+            constants[alias[0]] = tape.seen[index]
         leaves.append(Leaf(alias[0], alias, kind, index, tuple(tensor.shape), tensor.dtype))
     return tuple(leaves), constants

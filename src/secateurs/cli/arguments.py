@@ -108,7 +108,7 @@ def parse_budget(texts: Sequence[str]) -> Budget:
                     next_step="keep one",
                 )
             )
-        limits[metric.strip()] = limit
+        limits[metric.strip()] = int(limit) if 1 < limit < float("inf") and limit == int(limit) else limit
     return Budget(**limits)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.status import Status
+from rich.text import Text
 
 from secateurs.base.errors import SecateursError
 
@@ -52,8 +53,7 @@ def refuse(error: SecateursError, *, as_json: bool) -> None:
     if as_json:
         show_json({"refused": str(error), "kind": type(error).__name__})
     else:
-        err().print(f"[bold red]Refused[/] ({type(error).__name__}):", end=" ")
-        err().print(str(error), markup=False)
+        err().print(Text.assemble(("Refused", "bold red"), f" ({type(error).__name__}): {error}"))
 
 
 @contextmanager
