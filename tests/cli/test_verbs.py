@@ -157,6 +157,8 @@ REFUSALS = [
     (["prune", "--model", "toy:Net", *INPUT], "budget is empty"),
     ([*HALF[:-1], "mac=0.5"], "'mac=0.5' is not a limit"),
     ([*HALF[:-1], "macs=half"], "'macs=half' is not a limit"),
+    ([*HALF[:-1], "macs=inf"], "'macs=inf' is not a limit"),
+    ([*HALF[:-1], "macs=1e999"], "is not a limit"),
     ([*HALF[:-1], "macs=0.0001"], "Refused"),
     (["prune", "--model", "toy:Net", "--budget", "macs=0.5"], "input is not given"),
     ([*HALF, "--criterion", "l3"], "did you mean"),
