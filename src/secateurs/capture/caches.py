@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 _SPARED = {*sys.stdlib_module_names, "torch", "numpy", "scipy", "secateurs"} - {"__main__"}
 
@@ -34,6 +35,25 @@ def forget_fakes(model: nn.Module, watched: weakref.ref[Any]) -> None:
     for cache in (*near, *_everywhere(len(sys.modules))):
         if cache.cache_info().currsize:
             cache.cache_clear()
+    for name in own:
+        for table in _tables_of(sys.modules.get(name)):
+            for key in [key for key, item in list(table.items()) if _without_data(item)]:
+                del table[key]
+
+
+def _tables_of(module: ModuleType | None) -> Iterator[dict[Any, Any]]:
+    """Dictionaries at the top level of a module and in the classes that it defines."""
+    for item in list(vars(module).values()) if module is not None else []:
+        if type(item) is dict:
+            yield item
+        elif isinstance(item, type) and item.__module__ == vars(module)["__name__"]:
+            yield from (inner for inner in list(vars(item).values()) if type(inner) is dict)
+
+
+def _without_data(item: Any) -> bool:
+    if isinstance(item, (tuple, list)):
+        return any(_without_data(part) for part in item)
+    return isinstance(item, FakeTensor)
 
 
 @functools.lru_cache(maxsize=1)

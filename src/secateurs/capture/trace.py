@@ -153,7 +153,7 @@ def _recorded(
     versions = {name: buffer._version for name, buffer in twin.named_buffers()}
     tape.fake = fake
     try:
-        with _quiet_run(twin), fake or _nothing(), enable_python_dispatcher():
+        with _quiet_run(model, twin), fake or _nothing(), enable_python_dispatcher():
             if fake is not None:
                 args, kwargs = pytree.tree_map_only(Tensor, _without_data, (args, kwargs))
             else:
@@ -169,6 +169,7 @@ def _recorded(
                 if before is not None and buffer.shape == before.shape and buffer._version != versions[name]:
                     buffer.copy_(before)
     leaves, constants = _name_leaves(twin, tape)
+    _refuse_late_tensors(model, leaves)
     graph = Graph(
         nodes=tuple(tape.nodes),
         values=tuple(tape.values),
@@ -194,20 +195,28 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_run(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused attention fast path; everything restored afterwards."""
+def _quiet_run(model: nn.Module, twin: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused attention fast path; everything restored afterwards.
+
+    The original is put into eval mode too: a patched `forward` or a hook may call its submodules instead of the twin's.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     chatter = logging.getLogger("torch._subclasses.fake_tensor")
     loud = chatter.disabled
     chatter.disabled = True
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
+    flags = [(module, module.training) for module in model.modules()]
+    for module, _ in flags:
+        module.training = False
+    twin.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         chatter.disabled = loud
+        for module, training in flags:
+            module.training = training
 
 
 def share_tensors(model: nn.Module) -> nn.Module:
@@ -263,6 +272,20 @@ def _positional_names(model: nn.Module, count: int) -> list[str]:
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
+
+
+def _refuse_late_tensors(model: nn.Module, leaves: tuple[Leaf, ...]) -> None:
+    """Parameters and buffers that the run itself registered are not there to be cut."""
+    there = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    for leaf in leaves:
+        if leaf.kind != "constant" and leaf.name not in there:
+            raise CaptureError(
+                explain(
+                    "The model registers a tensor only when it runs",
+                    where=f"`{leaf.name}`",
+                    next_step="run the model once on real inputs first, then capture it",
+                )
+            )
 
 
 def _unread(model: nn.Module, leaves: tuple[Leaf, ...]) -> tuple[Leaf, ...]:

@@ -36,6 +36,7 @@ class GraphModule(nn.Module):
 
     Parameters keep the names they have in the original. Inputs are passed as to the original. In training mode dropout
     and batch normalisation behave as they do there; stochastic depth, which leaves no trace in eval mode, does not.
+    Arguments that are not tensors keep the values that they were captured with.
     """
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
