@@ -10,6 +10,8 @@ from secateurs.testing.networks import Program, Step
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.medium
+
 FAILURES = {
     # the ids of a pixel shuffle were taken over sub-pixels, and removed filters were still read
     "pixel_shuffle_of_few_channels": Program(steps=(Step("conv2d", pick=(0, 2)), Step("pixel_shuffle"))),
