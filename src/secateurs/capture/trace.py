@@ -109,6 +109,16 @@ def check_inputs(
             )
         )
     for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.itemsize < 2:
+            kind = "has no shape yet" if parameter.itemsize >= 2 else f"is of type {parameter.dtype}"
+            raise InputError(
+                explain(
+                    "These weights can not be cut",
+                    where=f"`{name}`",
+                    evidence=f"it {kind}",
+                    next_step="run the model once, or cut it before it is quantised",
+                )
+            )
         finite = parameter.device.type == "meta" or bool(torch.isfinite(parameter.detach().sum()))
         if not finite and not bool(torch.isfinite(parameter.detach()).all()):
             bad = int((~torch.isfinite(parameter.detach())).sum())
@@ -196,7 +206,7 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _quiet_run(model: nn.Module, twin: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused attention fast path; everything restored afterwards.
+    """Eval mode, no gradients, no fused attention fast path; these and the random state are restored afterwards.
 
     The original is put into eval mode too: a patched `forward` or a hook may call its submodules instead of the twin's.
     """
@@ -205,6 +215,7 @@ def _quiet_run(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     loud = chatter.disabled
     chatter.disabled = True
     torch.backends.mha.set_fastpath_enabled(False)
+    random = torch.get_rng_state()
     flags = [(module, module.training) for module in model.modules()]
     for module, _ in flags:
         module.training = False
@@ -215,18 +226,27 @@ def _quiet_run(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         chatter.disabled = loud
+        torch.set_rng_state(random)
         for module, training in flags:
             module.training = training
 
 
 def share_tensors(model: nn.Module) -> nn.Module:
-    """A deep copy of the module tree whose parameters and buffers are the original's own; other tensors are copies."""
+    """A deep copy of the module tree whose parameters and buffers are the original's own, views of them included.
+
+    Other tensors that a module holds are copies.
+    """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    owned = {_storage(tensor) for tensor in memo.values()}
     for module in model.modules():
         for item in vars(module).values():
             if isinstance(item, Tensor):
-                memo.setdefault(id(item), item.detach().clone())
+                memo.setdefault(id(item), item if _storage(item) in owned else item.detach().clone())
     return copy.deepcopy(model, memo)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
 
 
 def plain_output(result: Any) -> Any:

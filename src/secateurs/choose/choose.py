@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 
 import numpy as np
 from torch import Tensor
@@ -190,8 +191,13 @@ def _unreachable(groups: Groups, model: CostModel, limits: Mapping[str, float], 
         f"{metric}: at least {low:,} ({low / max(original[metric], 1):.1%} of the original), asked for {limit:,.0f}"
         for metric, (low, limit) in missed.items()
     ]
-    held = sorted(model.macs_by_node(least).items(), key=lambda item: -item[1])[:3]
-    holders = "; ".join(f"{groups.graph.nodes[node].where} keeps {macs:,} MACs" for node, macs in held)
+    if "macs" in missed:
+        held = sorted(model.macs_by_node(least).items(), key=lambda item: -item[1])[:3]
+        holders = "; ".join(f"{groups.graph.nodes[node].where} keeps {macs:,} MACs" for node, macs in held)
+    else:
+        sizes = {leaf.name: prod(groups.shape(leaf.value, least)) for leaf in groups.graph.leaves}
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+        holders = "; ".join(f"`{name}` keeps {size:,} values" for name, size in largest)
     frozen = "; ".join(f"`{group.name}` is frozen: {group.frozen}" for group in groups.frozen[:3])
     return explain(
         "The budget can not be reached",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateurs.base.errors import CaptureError, PlanError, ProofError, explain
+from secateurs.base.errors import CaptureError, InputError, PlanError, ProofError, explain
 from secateurs.capture.graph import Graph
 from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
 from secateurs.choose.plan import Plan
@@ -69,15 +69,20 @@ def cut_detailed(
     `groups` saves capturing and coupling again if they are at hand; they must be this model's. `form="graph"` asks for
     the graph form even where the native one would do.
     """
+    if not isinstance(plan, Plan):
+        raise InputError(
+            explain(f"The plan is a {type(plan).__name__}", next_step="pass what sec.choose or sec.plan gives")
+        )
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    made = apply(model, plan, args, keywords, groups=groups, form=form)
-    try:
-        return prove(model, plan, args, keywords, made)
-    except ProofError as error:
-        if made.form == "graph":
-            raise
-        again = apply(model, plan, args, keywords, groups=made.groups, form="graph")
-        return prove(model, plan, args, keywords, replace(again, why_graph=str(error)))
+    with torch.random.fork_rng(devices=[]):
+        made = apply(model, plan, args, keywords, groups=groups, form=form)
+        try:
+            return prove(model, plan, args, keywords, made)
+        except ProofError as error:
+            if made.form == "graph":
+                raise
+            again = apply(model, plan, args, keywords, groups=made.groups, form="graph")
+            return prove(model, plan, args, keywords, replace(again, why_graph=str(error)))
 
 
 @dataclass(frozen=True)
@@ -245,12 +250,16 @@ def _compare_numbers(
     A few operators have no float64 version; then both sides run in the model's own precision.
     """
     what = "Proof (a), silenced original against cut graph"
+    default = torch.get_default_dtype()
     try:
+        torch.set_default_dtype(torch.float64)  # for factories that name no type
         expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=True)
         ours = run_graph(made.small, after, inputs, wide=True)
         return difference(ours, expected, names, what, TOLERANCE), True, ours
     except RuntimeError:
         pass
+    finally:
+        torch.set_default_dtype(default)
     try:
         expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=False)
         ours = run_graph(made.small, after, inputs, wide=False)
