@@ -332,7 +332,17 @@ def _name_leaves(model: nn.Module, tape: Tape) -> tuple[tuple[Leaf, ...], dict[s
     leaves: list[Leaf] = []
     constants: dict[str, Tensor] = {}
     held = set(getattr(model, "constant_names", ()))
+    owners = {_storage(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     for index, tensor in tape.found.items():
+        if id(tensor) not in names and tensor.numel() and _storage(tensor) in owners:
+            raise CaptureError(
+                explain(
+                    "A module holds a second tensor over the memory of a parameter or buffer",
+                    where=f"`{owners[_storage(tensor)]}`",
+                    evidence=f"the run reads a tensor of shape {tuple(tensor.shape)} that lies in it",
+                    next_step="take the view inside `forward`, so that it can be followed",
+                )
+            )
         alias = tuple(names.get(id(tensor), (f"constant.{len(held)}.{len(constants)}",)))
         kind = "constant" if alias[0] in held else kinds.get(id(tensor), "constant")
         if kind == "constant":
