@@ -62,7 +62,7 @@ def explain(what: str, *, where: str = "", evidence: str = "", next_step: str = 
     if evidence:
         parts.append(f"Evidence: {evidence.rstrip('.')}.")
     if next_step:
-        parts.append(f"Next: {next_step.rstrip('.')}.")
+        parts.append(f"Next: {next_step.rstrip('.')}" + ("" if next_step.endswith("?") else "."))
     return " ".join(parts)
 
 

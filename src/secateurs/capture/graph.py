@@ -145,6 +145,15 @@ class Graph:
     how: Literal["traced", "recorded"] = "traced"
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        names = ", ".join(item.name for item in self.inputs)
+        lines = [f"Graph of {len(self.nodes)} operators, {self.how}; inputs: {names}", *self.notes]
+        lines += [f"  {node.index}: {node.op} in `{node.module}` -> {self._shapes(node)}" for node in self.nodes]
+        return "\n".join(lines)
+
+    def _shapes(self, node: Node) -> str:
+        return ", ".join(str(self.values[out].shape) for out in node.outputs if out is not None)
+
     @property
     def outputs(self) -> tuple[int, ...]:
         """Numbers of the values that the model returns."""

@@ -52,6 +52,12 @@ class Plan:
         """True when nothing is removed."""
         return not any(indices for dims in self.removed.values() for indices in dims.values())
 
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {self.before[name]:,} -> {self.after.get(name, 0):,}" for name in self.before)
+        lines = [f"Plan for graph {self.graph_hash[:12]}: {counts}"]
+        lines += [f"  {item.name}: {len(item.kept)} of {item.size}: {item.why}" for item in self.groups]
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         """Stable text: the same plan gives the same bytes."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, indent=1)

@@ -114,6 +114,17 @@ class Groups(Sequence[ChannelGroup]):
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self._groups)
 
+    def __repr__(self) -> str:
+        units = sum(group.size for group in self.free)
+        return f"Groups({len(self.free)} free with {units:,} units, {len(self.frozen)} frozen)"
+
+    def __str__(self) -> str:
+        lines = [repr(self)]
+        for group in self._groups:
+            state = group.frozen or (f"changes the rest: {group.inexact_because}" if not group.exact else "free")
+            lines.append(f"  {group.name}: {group.size} units of {group.width}: {state}")
+        return "\n".join(lines)
+
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
         """The groups from which something can be removed."""
