@@ -10,7 +10,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterator
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -63,12 +63,23 @@ def _everywhere(modules: int) -> list[Any]:
 
 
 def _caches_of(module: ModuleType) -> Iterator[Any]:
-    """Caches at the top level of a module and in the classes that it defines."""
+    """Caches at the top level of a module and in the classes that it defines, behind decorators too."""
     for item in list(vars(module).values()):
-        if type(item) is functools._lru_cache_wrapper:
-            yield item
-        elif isinstance(item, type) and item.__module__ == module.__name__:
-            for inner in list(vars(item).values()):
-                plain = inner.__func__ if isinstance(inner, (staticmethod, classmethod)) else inner
-                if type(plain) is functools._lru_cache_wrapper:
-                    yield plain
+        if isinstance(item, type):
+            if item.__module__ == module.__name__:
+                for inner in list(vars(item).values()):
+                    yield from _behind(inner.__func__ if isinstance(inner, (staticmethod, classmethod)) else inner)
+        else:
+            yield from _behind(item)
+
+
+def _behind(item: Any, depth: int = 3) -> Iterator[Any]:
+    """The cache that `item` is, or those that a function holds in its closure."""
+    if type(item) is functools._lru_cache_wrapper:
+        yield item
+    elif depth and isinstance(item, FunctionType):
+        for cell in item.__closure__ or ():
+            try:
+                yield from _behind(cell.cell_contents, depth - 1)
+            except ValueError:  # a cell that is still empty
+                continue
