@@ -21,7 +21,7 @@ from secateurs.cost.predict import CostModel
 from secateurs.couple.couple import couple
 from secateurs.couple.group import Bools, Groups
 from secateurs.couple.rules.registry import arguments
-from secateurs.cut.batch import doubled, generalised
+from secateurs.capture.batch import doubled, generalised
 from secateurs.cut.compare import compare
 from secateurs.cut.form import GraphModule
 from secateurs.cut.native import repair_guessed, repair_known, repair_named, sliced_copy

@@ -14,7 +14,7 @@ from secateurs.base.errors import ArtifactError, InputError, explain
 from secateurs.capture.graph import Graph, Node, map_refs
 from secateurs.capture.run import last_use, operator
 from secateurs.couple.rules.registry import arguments, base_name
-from secateurs.cut.batch import scale_sizes
+from secateurs.capture.batch import scale_sizes
 from secateurs.cut.text import graph_from_json, graph_to_json
 
 TRAINING_FLAGS = {

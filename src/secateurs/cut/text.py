@@ -12,7 +12,7 @@ from torch import Tensor
 from secateurs.base.errors import ArtifactError, explain
 from secateurs.capture.graph import Graph, Input, Leaf, Node, Ref, Value
 from secateurs.capture.run import operator
-from secateurs.cut.batch import Scaled
+from secateurs.capture.batch import Scaled
 
 FORMAT = 1
 NAMESPACES = ("aten", "torchvision")
