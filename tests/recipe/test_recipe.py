@@ -139,10 +139,10 @@ def test_missing_file_is_refused(tmp_path) -> None:  # type: ignore[no-untyped-d
 
 
 def test_a_named_loss_is_imported_when_called() -> None:
-    lost = recipe.NamedLoss("secateurs.train.loss:no_such_loss")
+    lost = recipe.NamedLoss("secateurs.base.loss:no_such_loss")
     with pytest.raises(Exception, match="has no 'no_such_loss'"):
         lost(1, 2)
     import torch
 
-    same = recipe.NamedLoss("secateurs.train.loss:mse")(torch.ones(3), torch.zeros(3))
+    same = recipe.NamedLoss("secateurs.base.loss:mse")(torch.ones(3), torch.zeros(3))
     assert float(same) == 1.0

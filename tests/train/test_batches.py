@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 from train.networks import Augmented, loader, points
 
+from secateurs.base.batches import Batches, share
 from secateurs.base.errors import InputError, TrainError
 from secateurs.base.seeds import seeded
-from secateurs.train.batches import Batches, share
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_NEXT = "Next: "
+
 
 class SecateursError(Exception):
     """Base of every error below; `except sec.SecateursError` catches all refusals and nothing else."""
@@ -55,15 +57,27 @@ class TrainError(SecateursError):
 
 
 def explain(what: str, *, where: str = "", evidence: str = "", next_step: str = "") -> str:
-    """One message from its four parts; empty parts are left out."""
+    """One message from its four parts; empty parts are left out.
+
+    A part may quote a message that this function made. A message has one next step: the outer one, or else the quoted.
+    """
+    what, where, evidence, quoted = _without_steps(what, where, evidence)
+    next_step = next_step or quoted
     parts = [what.rstrip(".") + "."]
     if where:
         parts.append(f"Where: {where.rstrip('.')}.")
     if evidence:
         parts.append(f"Evidence: {evidence.rstrip('.')}.")
     if next_step:
-        parts.append(f"Next: {next_step.rstrip('.')}" + ("" if next_step.endswith("?") else "."))
+        parts.append(f"{_NEXT}{next_step.rstrip('.')}" + ("" if next_step.endswith("?") else "."))
     return " ".join(parts)
+
+
+def _without_steps(what: str, where: str, evidence: str) -> tuple[str, str, str, str]:
+    """The parts without the next steps of quoted messages, which end the part that quotes them; and the first step."""
+    cut = [part.partition(f" {_NEXT}") for part in (what, where, evidence)]
+    step = next((after for _, mark, after in cut if mark), "")
+    return cut[0][0], cut[1][0], cut[2][0], step.partition(f" {_NEXT}")[0]
 
 
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
 from secateurs.train.distill import Distill
-from secateurs.train.loss import losses
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateurs.base.batches import forward
 from secateurs.base.errors import InputError, TrainError, UnknownNameError, explain, nearest
-from secateurs.train.batches import forward
-from secateurs.train.loss import logits
+from secateurs.base.loss import logits
 
 
 @dataclass(frozen=True, kw_only=True)

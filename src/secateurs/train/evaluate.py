@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from secateurs.base.batches import device_of, split, to_device
 from secateurs.base.errors import TrainError, explain
+from secateurs.base.loss import describe, logits
 from secateurs.base.seeds import seeded
-from secateurs.train.batches import split
 from secateurs.train.failure import run
-from secateurs.train.loss import describe, logits
 
 
 def accuracy(loader: Iterable[Any], *, batches: int | None = None, seed: int = 0) -> Callable[[nn.Module], float]:
@@ -89,22 +89,3 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU if there is none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def to_device(tree: Any, device: torch.device) -> Any:
-    """A nested structure with its tensors on `device`."""
-    if isinstance(tree, Tensor):
-        return tree.to(device)
-    if isinstance(tree, Mapping):
-        return {key: to_device(item, device) for key, item in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        moved = [to_device(item, device) for item in tree]
-        return type(tree)(*moved) if hasattr(tree, "_fields") else type(tree)(moved)
-    return tree

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateurs.base.batches import forward
 from secateurs.base.errors import TrainError, explain
-from secateurs.train.batches import forward
-from secateurs.train.loss import describe
+from secateurs.base.loss import describe
 
 _MISFITS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 

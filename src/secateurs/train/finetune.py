@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateurs.base.batches import Batches, derive, device_of
 from secateurs.base.errors import InputError, TrainError, explain
 from secateurs.base.seeds import seeded
-from secateurs.train.batches import Batches, derive
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation, uses_teacher
-from secateurs.train.evaluate import accuracy, device_of
+from secateurs.train.evaluate import accuracy
 from secateurs.train.optimizer import build_optimizer, carry_over
 from secateurs.train.place import start_fabric, state_to
 from secateurs.train.progress import EpochRow

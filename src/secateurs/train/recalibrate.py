@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from secateurs.base.batches import Batches, derive, device_of, to_device
 from secateurs.base.errors import InputError, TrainError, explain
 from secateurs.base.seeds import seeded
-from secateurs.train.batches import Batches, derive
-from secateurs.train.evaluate import device_of, in_eval_mode, to_device
+from secateurs.train.evaluate import in_eval_mode
 from secateurs.train.failure import run
 
 

@@ -17,15 +17,15 @@ from rich.progress import Progress as Bar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from secateurs.base.batches import Batches, derive, reseed, rows, split
 from secateurs.base.errors import TrainError, explain
+from secateurs.base.loss import Loss, describe, losses
 from secateurs.train import checkpoint
-from secateurs.train.batches import Batches, derive, reseed, rows, split
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation
 from secateurs.train.evaluate import checked_metric
 from secateurs.train.failure import brief
 from secateurs.train.failure import run as forward_pass
-from secateurs.train.loss import Loss, describe, losses
 from secateurs.train.place import buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
 from secateurs.train.schedule import factor

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from secateurs.base.errors import InputError, TrainError, explain
+from secateurs.base.loss import describe
 from secateurs.base.seeds import SEEDS, seeded
-from secateurs.train.loss import describe
 
 
 def derive(seed: int, *purpose: int | str) -> int:
@@ -190,6 +190,25 @@ def share(tree: Any, rank: int, world: int) -> Any:
         return item
 
     return cut(tree)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU if there is none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def to_device(tree: Any, device: torch.device) -> Any:
+    """A nested structure with its tensors on `device`."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, Mapping):
+        return {key: to_device(item, device) for key, item in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        moved = [to_device(item, device) for item in tree]
+        return type(tree)(*moved) if hasattr(tree, "_fields") else type(tree)(moved)
+    return tree
 
 
 _END = object()
