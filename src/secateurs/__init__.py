@@ -14,11 +14,13 @@ from secateurs.base.errors import (
     TrainError,
     UnknownNameError,
 )
+from secateurs.base.files import WriteError
 from secateurs.capture import Graph, capture
 from secateurs.choose import Budget, Plan, choose, compose, plan
 from secateurs.cost import Cost, count
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.cut import CutResult, cut, cut_detailed
+from secateurs.cut.compare import Difference
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.device import Comparison, Measurement, compare, measure
@@ -35,8 +37,9 @@ from secateurs.train.recalibrate import recalibrate
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
-    "DeviceError", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan", "PlanError",
-    "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer",
-    "export_onnx", "finetune", "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score",
+    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Plan",
+    "PlanError", "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError",
+    "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compose", "count", "couple", "cut",
+    "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list", "load", "measure", "plan", "prune",
+    "recalibrate", "save", "score",
 ]  # fmt: skip

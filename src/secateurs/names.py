@@ -31,4 +31,13 @@ def names(kind: str) -> list[str]:
     return KINDS[kind]()
 
 
-__all__ = ["KINDS", "names"]
+def families() -> dict[str, list[str]]:
+    """The names of `names("ops")`, grouped by what the operators do: each is in the family of its rule."""
+    found: dict[str, list[str]] = {}
+    for name in names("ops"):
+        module = RULES[name].__module__.rpartition(".")[2]
+        found.setdefault("elementwise" if module == "registry" else module, []).append(name)
+    return dict(sorted(found.items()))
+
+
+__all__ = ["KINDS", "families", "names"]

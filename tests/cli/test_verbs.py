@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import secateurs as sec
 from secateurs.cli import main
+from secateurs.names import families
 
 INPUT = ["--input", "1x1x6x6"]
 HALF = ["prune", "--model", "toy:Net", *INPUT, "--budget", "macs=0.5"]
@@ -150,6 +151,20 @@ def test_list_knows_every_kind(run: Run) -> None:
     assert {"global", "uniform"} <= set(names["searches"])
     code, out, _ = run("list", "criteria")
     assert "l1" in out and "onnxruntime" not in out
+
+
+def test_list_ops_is_flat_as_json_and_by_family_on_the_screen(run: Run) -> None:
+    _, out, _ = run("list", "ops", "--json")
+    assert parsed(out) == {"ops": sec.list("ops")}
+    by_family = families()
+    assert sorted(name for items in by_family.values() for name in items) == sec.list("ops")
+    assert "aten.conv2d" in by_family["convolution"] and "aten.relu" in by_family["elementwise"]
+    code, out, _ = run("list", "ops")
+    assert code == 0
+    assert {name.removeprefix("aten.") for name in sec.list("ops")} <= set(out.split())
+    code, out, _ = run("list")
+    assert code == 0 and len(out.splitlines()) < 10  # all kinds: a screen
+    assert f"{len(sec.list('ops'))} operators" in out
 
 
 REFUSALS = [

@@ -8,8 +8,13 @@ import typer
 
 from secateurs.cli.arguments import AsJson
 from secateurs.cli.console import show, show_json
-from secateurs.names import KINDS, names
-from secateurs.report.tables import names_table
+from secateurs.names import KINDS, families, names
+from secateurs.report.tables import families_table, names_table
+
+OPS_NOTE = (
+    "Names without a prefix are PyTorch's own (aten). Element-wise operators that PyTorch tags as such need no rule "
+    "and are not listed. Any other operator keeps what it touches whole."
+)
 
 
 def list_names(
@@ -18,4 +23,11 @@ def list_names(
 ) -> None:
     """Print the names of criteria, devices, searches and operators."""
     found = {item: names(item) for item in ([kind] if kind else KINDS)}
-    show_json(found) if json else show([names_table(found)])
+    if json:
+        show_json(found)
+    elif kind == "ops":
+        show([families_table(families()), OPS_NOTE])
+    else:
+        if "ops" in found:
+            found["ops"] = [f"{len(found['ops'])} operators with a rule of their own; see `secateurs list ops`"]
+        show([names_table(found)])

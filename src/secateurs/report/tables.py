@@ -210,6 +210,15 @@ def names_table(names: Mapping[str, Iterable[str]]) -> Table:
     return table
 
 
+def families_table(families: Mapping[str, Iterable[str]]) -> Table:
+    """Operators by family, without the prefix of PyTorch's own."""
+    table = _table("family", "operators")
+    table.columns[1].justify = "left"
+    for family, items in families.items():
+        _row(table, family, "  ".join(item.removeprefix("aten.") for item in items))
+    return table
+
+
 def comparison_table(report: Mapping[str, Any]) -> Table:
     """Before against after in the words of a newcomer; of the demo's report, or any with a measurement."""
     table = _table("", "before", "after", "")
