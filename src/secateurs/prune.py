@@ -40,7 +40,7 @@ def prune(
     kwargs: Mapping[str, Any] | None = None,
     criterion: str = "l1",
     combine: str = "mean",
-    normalize: str = "mean",
+    normalize: str | None = None,
     search: str = "global",
     multiple: int = 1,
     min_width: int = 1,
@@ -80,7 +80,7 @@ def prune(
     story.begin("couple")
     groups = couple(graph, exclude=exclude, unit=unit)
     story.begin("score")
-    scores = score(groups, model, criterion, combine=combine, normalize=normalize, seed=seed)
+    scores = score(groups, model, criterion, equalization=combine, normalizer=normalize, seed=seed)
     story.begin("choose")
     plan = choose(
         graph, groups, scores, budget, search=search, multiple=multiple, min_width=min_width, floor=floor,

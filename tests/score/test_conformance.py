@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from secateurs.couple import ChannelGroup
@@ -16,6 +18,17 @@ class TestL1(CriterionConformance):
 
 class TestL2(CriterionConformance):
     criterion = "l2"
+
+
+class TestMeanActivation(CriterionConformance):
+    criterion = "mean_activation"
+
+
+class TestApoz(CriterionConformance):
+    """The attention network has values of both signs: only `eps` finds zeros there."""
+
+    criterion = "apoz"
+    options: ClassVar = {"eps": 0.3}
 
 
 class TestRandom(CriterionConformance):

@@ -1,4 +1,4 @@
-"""Scores by hand: the criteria, how layers of one group combine, how groups are made comparable, what is refused."""
+"""Scores by hand: the criteria, how coupled layers are equalised, how groups are made comparable, what is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def groups_of(model: nn.Module, *shape: int) -> sec.Groups:
 
 def one_group(model: nn.Module, criterion: object, *shape: int, **options: object) -> list[float]:
     groups = groups_of(model, *shape)
-    (row,) = sec.score(groups, model, criterion, **{"normalize": "none", **options}).values()
+    (row,) = sec.score(groups, model, criterion, **{"normalizer": "none", **options}).values()
     return row.tolist()
 
 
@@ -69,32 +69,32 @@ class Sum(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("combine", "expected"),
+    ("equalization", "expected"),
     [("mean", [5, 1.25]), ("sum", [10, 2.5]), ("max", [8, 2]), ("min", [2, 0.5]), ("geometric_mean", [4, 1])],
 )
-def test_combine(combine: str, expected: list[float]):
-    assert one_group(Sum(), "l1", 1, 2, combine=combine) == pytest.approx(expected)
+def test_equalization(equalization: str, expected: list[float]):
+    assert one_group(Sum(), "l1", 1, 2, equalization=equalization) == pytest.approx(expected)
 
 
 def test_geometric_mean_with_a_layer_of_zeros_is_zero():
     model = Sum()
     nn.init.zeros_(model.b.weight)
-    assert one_group(model, "l1", 1, 2, combine="geometric_mean") == [0, 0]
+    assert one_group(model, "l1", 1, 2, equalization="geometric_mean") == [0, 0]
 
 
 @pytest.mark.parametrize(
-    ("normalize", "scale"),
+    ("normalizer", "scale"),
     [("none", 1), ("mean", 1.25), ("max", 2), ("sum", 2.5), ("l2", math.sqrt(4.25))],
 )
-def test_normalize(normalize: str, scale: float):
-    assert one_group(chain(), "l1", 1, 2, normalize=normalize) == pytest.approx([2 / scale, 0.5 / scale])
+def test_normalizer(normalizer: str, scale: float):
+    assert one_group(chain(), "l1", 1, 2, normalizer=normalizer) == pytest.approx([2 / scale, 0.5 / scale])
 
 
 def test_layer_of_zeros_scores_zero():
     model = chain()
     nn.init.zeros_(model[0].weight)
-    for normalize in ("none", "mean", "max", "sum", "l2"):
-        assert one_group(model, "l1", 1, 2, normalize=normalize) == [0, 0]
+    for normalizer in ("none", "mean", "max", "sum", "l2"):
+        assert one_group(model, "l1", 1, 2, normalizer=normalizer) == [0, 0]
 
 
 def test_grouped_convolution_gathers_a_unit_from_every_group():
@@ -116,7 +116,7 @@ def test_concatenated_layers_score_on_their_own():
             return self.head(torch.cat([self.a(x), self.b(x)], 1))
 
     model = Concat()
-    scores = sec.score(groups_of(model, 1, 2), model, "l1", normalize="none")
+    scores = sec.score(groups_of(model, 1, 2), model, "l1", normalizer="none")
     assert {name: row.tolist() for name, row in scores.items()} == {"a": [2, 0.5], "b": [8, 2, 0.5]}
 
 
@@ -162,7 +162,7 @@ def test_weights_that_are_not_finite():
 def test_half_precision_weights_are_scored_in_double():
     model = chain().bfloat16()
     groups = sec.couple(sec.capture(model, torch.zeros(1, 2, dtype=torch.bfloat16)))
-    (row,) = sec.score(groups, model, "l1", normalize="none").values()
+    (row,) = sec.score(groups, model, "l1", normalizer="none").values()
     assert row.dtype == torch.float64
     assert row.tolist() == [2, 0.5]
 
@@ -176,8 +176,8 @@ def test_frozen_groups_have_no_scores():
 
 @pytest.mark.parametrize(
     ("options", "hint"),
-    [({"criterion": "l3"}, "'l1'|'l2'"), ({"combine": "maen"}, "did you mean 'mean'"),
-     ({"normalize": "maximum"}, "did you mean 'max'"), ({"criterion": "zzz"}, "known: l1, l2, random")],
+    [({"criterion": "l3"}, "'l1'|'l2'"), ({"equalization": "maen"}, "did you mean 'mean'"),
+     ({"normalizer": "maximum"}, "did you mean 'max'"), ({"criterion": "zzz"}, "known: apoz, ")],
 )  # fmt: skip
 def test_unknown_names(options: dict[str, str], hint: str):
     model = chain()

@@ -1,34 +1,127 @@
-"""`score`: one number per unit of every free group, by a named criterion."""
+"""What a criterion is, what it may look at, and which there are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from secateurs.base.errors import InputError, explain, nearest
-from secateurs.base.errors import UnknownNameError as UnknownName
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.registry import Registry
+from secateurs.capture.program import BatchAxis
 from secateurs.couple.group import ChannelGroup, Groups, Member
+from secateurs.couple.sites import Site, consumption_sites
+from secateurs.score.samples import Batch, Samples
 
-Criterion = Callable[[ChannelGroup, "Context"], Tensor]
-CRITERIA: Registry[Criterion] = Registry("criterion")
+T = TypeVar("T")
+Rule = Callable[..., Tensor]
+"""`(group, context, **options) -> Tensor`: scores `[size]`, or rows `[members, size]`; higher = keep."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a criterion may look at: the leaves by name, a seeded generator, and how member scores combine."""
+class Criterion:
+    """A rule and what it takes.
 
+    `needs`: nothing (`""`: weights are enough), `"data"` (inputs) or `"loss"` (inputs and targets). `normalizer` is the
+    default that makes its scores comparable across groups.
+    """
+
+    name: str
+    rule: Rule
+    needs: str = ""
+    normalizer: str = "mean"
+    __doc__: str | None = field(default=None, repr=False)
+
+    def __call__(self, group: ChannelGroup, context: Context, **options: Any) -> Tensor:
+        return self.rule(group, context, **options)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The keyword options with their defaults."""
+        given = list(inspect.signature(self.rule).parameters.values())[2:]
+        return {item.name: item.default for item in given if item.default is not item.empty}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises `UnknownNameError` for an option that the criterion does not have."""
+        for name in options:
+            if name not in self.options:
+                close = nearest(name, self.options)
+                raise UnknownNameError(
+                    explain(
+                        f"The criterion {self.name!r} has no option {name!r}",
+                        evidence=f"its options: {', '.join(self.options) or 'none'}",
+                        next_step=f"did you mean {close[0]!r}?" if close else "",
+                    )
+                )
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+def criterion(name: str, *, needs: str = "", normalizer: str = "mean") -> Callable[[Rule], Rule]:
+    """Decorator: `@criterion("apoz", needs="data")` registers a rule; the rule stays an ordinary function."""
+
+    def add(rule: Rule) -> Rule:
+        CRITERIA.register(name)(Criterion(name, rule, needs, normalizer, rule.__doc__))
+        return rule
+
+    return add
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A value that consumers of a group read: one feature map after batch norm, activation and pooling.
+
+    `units[i]` is the unit of the group that owns index `i` along `dim`, or -1. `nodes` are the consumers.
+    """
+
+    value: int
+    dim: int
+    units: Tensor
+    nodes: tuple[int, ...]
+
+    def per_unit(self, entries: Tensor, size: int) -> Tensor:
+        """Sums over the indices that each unit owns: `[..., indices]` -> `[..., size]`."""
+        units = self.units.to(entries.device)
+        mine = units >= 0
+        result = entries.new_zeros((*entries.shape[:-1], size))
+        return result.index_add_(entries.dim() - 1, units[mine], entries[..., mine])
+
+    def by_channel(self, tensor: Tensor) -> Tensor:
+        """The value as `[everything else, indices along dim]`."""
+        return tensor.movedim(self.dim, -1).flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0)
+
+    def by_sample(self, tensor: Tensor, axis: BatchAxis) -> Tensor:
+        """The value as `[samples, everything else, indices along dim]`."""
+        index = torch.arange(tensor.dim())
+        moved = axis.by_sample(tensor)
+        rest = [int(dim) for dim in index if int(dim) != axis.dim]
+        return moved.movedim(2 + rest.index(self.dim), -1).flatten(1, -2)
+
+
+@dataclass
+class Context:
+    """What a criterion may look at: the groups, the leaves by name, the data, and a seeded generator."""
+
+    groups: Groups
+    model: nn.Module
     tensors: Mapping[str, Tensor]
     generator: torch.Generator
-    combine: str = "mean"
+    samples: Samples | None = None
+    seed: int = 0
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def weight(self, member: Member) -> Tensor:
         """The member's leaf as a matrix `[indices along the axis, everything else]`, at least float32."""
-        tensor = self.tensors[member.leaf].detach()
+        return self.matrix(member, self.tensors[member.leaf].detach())
+
+    def matrix(self, member: Member, tensor: Tensor) -> Tensor:
+        """A tensor shaped like the member's leaf as `[indices along the axis, everything else]`, at least float32."""
         rows = tensor.movedim(member.dim, 0).reshape(tensor.shape[member.dim], -1)
         return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
@@ -38,118 +131,64 @@ class Context:
         filters = [m for m in floating if m.role == "out" and self.tensors[m.leaf].dim() > 1]
         return filters or floating
 
+    def consumers(self, group: ChannelGroup) -> list[Member]:
+        """The weight matrices and kernels that read the group's channels."""
+        return [m for m in group.members if m.role == "in" and self.tensors[m.leaf].dim() > 1]
 
-COMBINE: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda stacked: stacked.mean(0),
-    "sum": lambda stacked: stacked.sum(0),
-    "max": lambda stacked: stacked.amax(0),
-    "min": lambda stacked: stacked.amin(0),
-    "geometric_mean": lambda stacked: stacked.clamp_min(0).log().mean(0).exp(),
-}
-NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda scores: scores,
-    "mean": lambda scores: scores / scores.mean(),
-    "max": lambda scores: scores / scores.max(),
-    "sum": lambda scores: scores / scores.sum(),
-    "l2": lambda scores: scores / scores.norm(),
-}
-
-
-def score(
-    groups: Groups,
-    model: nn.Module,
-    criterion: str | Criterion = "l1",
-    *,
-    combine: str = "mean",
-    normalize: str = "mean",
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Scores `{group name: Tensor[size]}` for every free group, float64; higher = keep.
-
-    `criterion` is a registered name or a function `(group, context) -> Tensor[size]`. `combine` merges the scores of
-    the layers that are coupled in a group (`mean`, `sum`, `max`, `min`, `geometric_mean`); `normalize` makes groups
-    comparable with each other (`mean`: divide by the group's mean, `max`, `sum`, `l2`, `none`).
-
-    Raises `UnknownNameError` for an unknown name and `InputError` for scores that are not finite or of the wrong size,
-    or when `model` is not the one that `groups` were found in.
-    """
-    rule = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-    scale = _named("normalisation", normalize, NORMALIZE)
-    _named("combination", combine, COMBINE)
-    context = Context(_tensors_of(groups, model), torch.Generator().manual_seed(seed), combine)
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
-    result: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for group in groups.free:
-            scaled = scale(_checked(rule(group, context), group, name))
-            result[group.name] = scaled if bool(torch.isfinite(scaled).all()) else torch.zeros_like(scaled)
-    return result
-
-
-def _tensors_of(groups: Groups, model: nn.Module) -> dict[str, Tensor]:
-    """The leaves that the groups speak of, by name. Raises `InputError` if this is another model."""
-    tensors: dict[str, Tensor] = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-        **groups.graph.constants,
-    }
-    for leaf in groups.graph.leaves:
-        found = tuple(tensors[leaf.name].shape) if leaf.name in tensors else None
-        if found != leaf.shape:
-            raise InputError(
-                explain(
-                    "The groups belong to another model",
-                    where=f"`{leaf.name}`",
-                    evidence=f"shape {leaf.shape} in the groups, {found or 'nothing of that name'} in the model",
-                    next_step="capture and couple this model",
-                )
-            )
-    return tensors
-
-
-def _checked(raw: Any, group: ChannelGroup, criterion: str) -> Tensor:
-    """What a criterion gave, in float64. Raises `InputError` if these are no scores of this group."""
-    evidence = f"it gave a {type(raw).__name__}"
-    if isinstance(raw, Tensor):
-        broken = int((~torch.isfinite(raw)).sum())
-        if tuple(raw.shape) == (group.size,) and not broken:
-            return raw.detach().to("cpu", torch.float64)
-        evidence = f"shape {tuple(raw.shape)} for {group.size} units, {broken} not finite"
-    raise InputError(
-        explain(
-            f"The criterion {criterion!r} gives no usable scores",
-            where=f"group `{group.name}`",
-            evidence=evidence,
-            next_step="check the weights, or the criterion if it is your own",
-        )
-    )
-
-
-def combined(
-    group: ChannelGroup, context: Context, along: Callable[[Tensor], Tensor], merge: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Score every producer and combine them.
-
-    `along` turns a matrix `[indices, rest]` into one number per index; `merge` turns the numbers `[size, positions]` of
-    one unit's positions into one per unit.
-    """
-    rows: list[Tensor] = []
-    for member in context.producers(group):
-        numbers = along(context.weight(member)).to("cpu", torch.float64)
-        order = torch.from_numpy(member.units.copy()).argsort(stable=True)
+    def by_unit(self, group: ChannelGroup, member: Member, numbers: Tensor) -> Tensor:
+        """One number per index of the member's axis `[indices, ...]` as `[size, positions of a unit, ...]`."""
+        order = torch.from_numpy(member.units.copy()).argsort(stable=True).to(numbers.device)
         mine = order[int((member.units < 0).sum()) :]
-        rows.append(merge(numbers[mine].reshape(group.size, -1)))
-    return COMBINE[context.combine](torch.stack(rows))
+        return numbers[mine].reshape(group.size, -1, *numbers.shape[1:])
+
+    def rows(self, group: ChannelGroup, along: Callable[[Tensor], Tensor], merge: Callable[[Tensor], Tensor]) -> Tensor:
+        """Every producer's scores, `[members, size]`.
+
+        `along` turns a matrix `[indices, rest]` into one number per index; `merge` turns the numbers `[size,
+        positions]` of one unit's positions into one per unit.
+        """
+        found = [
+            merge(self.by_unit(group, member, along(self.weight(member)).to("cpu", torch.float64)))
+            for member in self.producers(group)
+        ]
+        return torch.stack(found)
+
+    @cached_property
+    def sites(self) -> dict[str, tuple[Site, ...]]:
+        """Where each group's units are summed away, by group name."""
+        return consumption_sites(self.groups)
+
+    @cached_property
+    def taps(self) -> dict[str, tuple[Tap, ...]]:
+        """The values in which consumers read each group, by group name."""
+        found: dict[str, tuple[Tap, ...]] = {}
+        for name, sites in self.sites.items():
+            merged: dict[tuple[int, int, bytes], list[Site]] = {}
+            for site in sites:
+                merged.setdefault((site.value, site.dim, site.units.tobytes()), []).append(site)
+            found[name] = tuple(
+                Tap(mine[0].value, mine[0].dim, torch.from_numpy(mine[0].units), tuple(site.node for site in mine))
+                for mine in merged.values()
+            )
+        return found
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the data, the same ones each time.
+
+        Raises `InputError` when no data was given.
+        """
+        if self.samples is None:
+            raise InputError(
+                explain("There is no data to look at", next_step="pass `data=`, batches of (inputs, target)")
+            )
+        return iter(self.samples)
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """`make()`, computed at the first call with this key: what one pass over the data gives to all groups."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        result: T = self._kept[key]
+        return result
 
 
-def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name in known:
-        return known[name]
-    close = nearest(name, known)
-    raise UnknownName(
-        explain(
-            f"There is no {kind} named {name!r}",
-            evidence=f"known: {', '.join(sorted(known))}",
-            next_step=f"did you mean {close[0]!r}?" if close else "",
-        )
-    )
+__all__ = ["CRITERIA", "Batch", "Context", "Criterion", "Rule", "Tap", "criterion"]

@@ -1,22 +1,23 @@
-"""L1: mean absolute weight of a filter (Li et al., Pruning Filters for Efficient ConvNets, 2017)."""
+"""L1: mean absolute weight of a filter."""
 
 import torch
 from torch import Tensor
 
 from secateurs.couple.group import ChannelGroup
-from secateurs.score.criterion import CRITERIA, Context, combined
+from secateurs.score.criterion import Context, criterion
 
 
-@CRITERIA.register("l1")
+@criterion("l1")
 def l1(group: ChannelGroup, context: Context) -> Tensor:
     """`mean |W[k]|` over the weights that produce unit k; biases do not count. Higher = keep.
 
     Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance, as before a
     normalisation layer, which undoes any scale. Ranks like the sum form inside one layer.
+
+    Li et al., Pruning Filters for Efficient ConvNets, 2017 (the sum form).
     """
-    return combined(
+    return context.rows(
         group,
-        context,
         lambda rows: torch.linalg.vector_norm(rows, 1, dim=1) / rows.shape[1],
         lambda parts: parts.mean(1),
     )

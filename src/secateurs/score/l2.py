@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 
 from secateurs.couple.group import ChannelGroup
-from secateurs.score.criterion import CRITERIA, Context, combined
+from secateurs.score.criterion import Context, criterion
 
 
-@CRITERIA.register("l2")
+@criterion("l2")
 def l2(group: ChannelGroup, context: Context) -> Tensor:
     """`sqrt(sum W[k]^2)` over the weights that produce unit k; biases do not count. Higher = keep.
 
     Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance.
     """
-    return combined(
+    return context.rows(
         group,
-        context,
         lambda rows: torch.linalg.vector_norm(rows, dim=1).double().square(),
         lambda parts: parts.sum(1).sqrt(),
     )

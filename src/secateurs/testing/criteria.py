@@ -2,6 +2,8 @@
 
 class TestMine(CriterionConformance):
     criterion = "mine"
+
+Criteria that need data get 8 random samples with random targets and a squared-error loss.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateurs.base.errors import InputError
 from secateurs.capture import capture
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.score import CRITERIA, score
-from secateurs.score.criterion import COMBINE, NORMALIZE, Criterion
+from secateurs.score.criterion import Criterion
+from secateurs.score.equalize import EQUALIZATIONS, NORMALIZERS
 from secateurs.testing.chain import check_untouched, snapshot
 from secateurs.testing.layers import FusedAttention
 from secateurs.testing.networks import randomize
@@ -93,14 +97,31 @@ class CriterionConformance:
     """Inherit and set `criterion`, a registered name or a function.
 
     Set `looks_at_model` to False for one that does not look at the model at all: its scores then need not follow a unit
-    that moves.
+    that moves. Set `by_batch` for one that is defined per mini-batch, so that the split of the data matters, and
+    `options` to what it should be called with. Scores that should agree may differ by `tolerance`, relative to the
+    largest of the group.
     """
 
-    criterion: ClassVar[str | Criterion]
+    criterion: ClassVar[str | Criterion | Callable[..., Tensor]]
     looks_at_model: ClassVar[bool] = True
+    by_batch: ClassVar[bool] = False
+    options: ClassVar[dict[str, Any]] = {}
+    tolerance: ClassVar[float] = 1e-5
 
-    def scores(self, groups: Groups, model: nn.Module, **options: Any) -> dict[str, Tensor]:
-        return score(groups, model, type(self).criterion, **options)
+    def scores(
+        self, groups: Groups, model: nn.Module, *, sizes: tuple[int, ...] = (4, 4), **more: Any
+    ) -> dict[str, Tensor]:
+        """Scores on 8 samples in batches of these sizes; without data if the criterion needs none."""
+        needs = self.needs()
+        given: dict[str, Any] = (
+            {"data": samples(groups, sizes, targets=needs == "loss"), "loss": half_squared_error} if needs else {}
+        )
+        return score(groups, model, type(self).criterion, **given, options=self.options, **more)
+
+    def needs(self) -> str:
+        criterion = type(self).criterion
+        found = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+        return found.needs if isinstance(found, Criterion) else ""
 
     def test_is_registered(self) -> None:
         criterion = type(self).criterion
@@ -150,12 +171,32 @@ class CriterionConformance:
             for name, row in evaluated.items():
                 assert torch.equal(row, trained[name]), f"{case}, `{name}`"
 
-    def test_works_with_every_combination_and_normalisation(self) -> None:
+    def test_works_with_every_equalization_and_normalizer(self) -> None:
         model, groups = _build("residual")
-        for combine in COMBINE:
-            for normalize in NORMALIZE:
-                for row in self.scores(groups, model, combine=combine, normalize=normalize).values():
-                    assert bool(torch.isfinite(row).all()), f"combine={combine}, normalize={normalize}"
+        for equalization in EQUALIZATIONS:
+            for normalizer in NORMALIZERS:
+                for row in self.scores(groups, model, equalization=equalization, normalizer=normalizer).values():
+                    assert bool(torch.isfinite(row).all()), f"{equalization}, {normalizer}"
+
+    def test_split_into_batches_does_not_matter(self) -> None:
+        if self.by_batch or not self.needs():
+            return
+        for case in CASES:
+            model, groups = _build(case)
+            whole = self.scores(groups, model, sizes=(8,))
+            for sizes in ((2, 2, 2, 2), (5, 3)):
+                for name, row in self.scores(groups, model, sizes=sizes).items():
+                    assert _close(row, whole[name], self.tolerance), f"{case}, `{name}`: {sizes} against (8,)"
+
+    def test_needs_data_if_it_says_so(self) -> None:
+        model, groups = _build("chain")
+        if self.needs():
+            refused = ""
+            try:
+                score(groups, model, type(self).criterion, options=self.options)
+            except InputError as error:
+                refused = str(error)
+            assert "needs data" in refused
 
     def test_follows_a_unit_that_moves(self) -> None:
         """The network with two units exchanged, with all that they own, is the same network: so are their scores."""
@@ -169,9 +210,8 @@ class CriterionConformance:
                 _exchange(other, group, 0, group.size - 1)
                 expected = before[group.name].clone()
                 expected[[0, -1]] = expected[[-1, 0]]
-                torch.testing.assert_close(
-                    self.scores(groups, other)[group.name], expected, msg=f"{case}, `{group.name}` does not follow"
-                )
+                found = self.scores(groups, other)[group.name]
+                assert _close(found, expected, self.tolerance), f"{case}, `{group.name}` does not follow"
 
     def test_tells_units_apart(self) -> None:
         for case in CASES:
@@ -189,6 +229,27 @@ def _build(case: str) -> tuple[nn.Module, Groups]:
     groups = couple(capture(model, torch.zeros(shape)))
     assert sorted(group.size for group in groups.free) == sizes, [group.name for group in groups.free]
     return model, groups
+
+
+def samples(groups: Groups, sizes: tuple[int, ...], *, targets: bool = True) -> list[Any]:
+    """Random batches of these sizes for the network of the groups, the same samples whatever the split."""
+    graph = groups.graph
+    generator = torch.Generator().manual_seed(11)
+    (given,), (output,) = graph.inputs, graph.outputs
+    count = sum(sizes)
+    inputs = torch.randn(count, *graph.values[given.value].shape[1:], generator=generator)
+    wanted = torch.randn(count, *graph.values[output].shape[1:], generator=generator)
+    pairs = zip(torch.split(inputs, list(sizes)), torch.split(wanted, list(sizes)), strict=True)
+    return [(x, y) if targets else x for x, y in pairs]
+
+
+def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared distance, summed over a sample's entries, averaged over samples."""
+    return (output - target).square().flatten(1).sum(1).mean() / 2
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-12))
 
 
 def _exchange(model: nn.Module, group: ChannelGroup, one: int, other: int) -> None:
