@@ -14,6 +14,9 @@ class Budget:
     `channels=0.5` keeps half of every group; `macs=0.5` at most half of the multiply-accumulates; `params` counts
     parameters, `bytes` the bytes of parameters and buffers. Give at least one; several must all hold.
 
+    `threshold` is the exception: it limits scores, not what remains. Units that score below it go (after normalisation
+    and equalisation, see `score`), however many they are; other limits are then met by the search.
+
     Raises `BudgetError` when no limit is given or one is not a positive finite number.
     """
 
@@ -21,6 +24,7 @@ class Budget:
     macs: float | int | None = None
     params: float | int | None = None
     bytes: float | int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -28,6 +32,8 @@ class Budget:
             raise BudgetError(explain("The budget is empty", next_step="give a limit, such as Budget(macs=0.5)"))
         for metric, limit in limits.items():
             number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+            if metric == "threshold" and number and 0 <= limit < float("inf"):
+                continue
             if not number or not limit > 0 or limit == float("inf"):
                 raise BudgetError(
                     explain(
@@ -54,13 +60,15 @@ class Budget:
         return {
             metric: limit * original[metric] if isinstance(limit, float) and limit <= 1 else float(limit)
             for metric, limit in self.limits.items()
-            if metric != "channels"
+            if metric not in ("channels", "threshold")
         }
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{metric} <= {limit:.0%} of the original"
-            if isinstance(limit, float) and limit <= 1
-            else f"{metric} <= {limit:,}"
-            for metric, limit in self.limits.items()
-        )
+        return ", ".join(_text(metric, limit) for metric, limit in self.limits.items())
+
+
+def _text(metric: str, limit: float | int) -> str:
+    if metric == "threshold":
+        return f"scores >= {limit:g}"
+    share = isinstance(limit, float) and limit <= 1
+    return f"{metric} <= {limit:.0%} of the original" if share else f"{metric} <= {limit:,}"

@@ -35,7 +35,8 @@ def choose(
 
     `multiple`, `min_width` (channels) and `floor` (fraction) bound every group's width, see `Widths`. With
     `Budget(channels=f)` exactly `floor((1-f)*n + 0.5)` of the n units of every group go, before rounding to `multiple`;
-    any other limit is then met by the search within that.
+    any other limit is then met by the search within that. With `Budget(threshold=t)` the units that score `t` or more
+    stay, at least the minimum, rounded *up* to `multiple`; the best ones fill what rounding adds.
 
     Raises `BudgetError` when the budget can not be reached (it states the minimum and what holds it), `InputError` when
     scores are missing or of the wrong size, `UnknownNameError` for an unknown search.
@@ -72,6 +73,9 @@ def choose(
     keep = {group.name: group.size for group in groups.free}
     if budget.channels is not None:
         keep = {group.name: kept_at(group.size, budget.channels, group, widths) for group in groups.free}
+    if budget.threshold is not None:
+        above = _above(groups, rows, budget.threshold, widths)
+        keep = {name: min(units, above[name]) for name, units in keep.items()}
     if not fits(keep):
         smallest = {group.name: widths.least(group) for group in groups.free}
         if not fits(smallest):
@@ -83,6 +87,24 @@ def choose(
         graph, groups, kept, scores=rows, model=model, widths=widths,
         criterion=criterion, search=search, budget=str(budget), seed=seed,
     )  # fmt: skip
+
+
+def _above(groups: Groups, rows: Mapping[str, np.ndarray], threshold: float, widths: Widths) -> dict[str, int]:
+    """Units of every group that score at least the threshold, at widths that are allowed."""
+    counts = {group.name: int((rows[group.name] >= threshold).sum()) for group in groups.free}
+    empty = [name for name, count in counts.items() if not count]
+    if empty and widths.min_width == 1:
+        best = max(empty, key=lambda name: float(rows[name].max()))
+        raise BudgetError(
+            explain(
+                f"A threshold of {threshold:g} would leave nothing of {len(empty)} of {len(counts)} groups",
+                where=f"group `{empty[0]}`",
+                evidence=f"its best unit scores {rows[empty[0]].max():.4g}"
+                + (f", that of `{best}` {rows[best].max():.4g}" if best != empty[0] else ""),
+                next_step="lower the threshold, or say with min_width how many channels every group keeps at least",
+            )
+        )
+    return {group.name: widths.at_least(group, counts[group.name]) for group in groups.free}
 
 
 def plan(

@@ -42,6 +42,11 @@ class Widths:
         step = self.step(group)
         return min(group.size, ceil(least / step) * step)
 
+    def at_least(self, group: ChannelGroup, units: int) -> int:
+        """The fewest units allowed that are no fewer than `units`: raised to the minimum, then rounded up."""
+        step = self.step(group)
+        return min(group.size, max(self.least(group), ceil(units / step) * step))
+
     def nearest(self, group: ChannelGroup, units: int) -> int:
         """The allowed number of units nearest to `units`, half up."""
         if units >= group.size:
