@@ -12,6 +12,9 @@
 
 Code is named as `package.module:attribute`, never embedded. Every key has the name, default and meaning of the argument
 of `prune`; a key that does not exist is an error that gives the line and the nearest valid one.
+
+The recipe of a result that was made from Python has a section `from_python` instead of the names it cannot know. It
+says what the model was, the SHA-256 of its weights, and so on; such a recipe runs once those things are named.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from secateurs.base.reference import resolve
 from secateurs.base.seeds import check_seed
 from secateurs.choose.budget import Budget
 from secateurs.deliver.inputs import parse
-from secateurs.deliver.request import FORMAT, plain
+from secateurs.deliver.request import FORMAT, FromPython, plain
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 
@@ -105,13 +108,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1]
+    from_python: FromPython | None = None
     model: Reference | None = None
     weights: str | None = None
     inputs: tuple[InputText, ...] = ()
     budget: BudgetField
     criterion: str = "l1"
     combine: str = "mean"
-    normalize: str = "mean"
+    normalize: str | None = None
     search: str = "global"
     multiple: Annotated[int, Field(ge=1)] = 1
     min_width: Annotated[int, Field(ge=1)] = 1
@@ -125,6 +129,13 @@ class Recipe(BaseModel):
     device: str | None = None
     seed: Seed = 0
 
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """The keys whose value was an object in Python and has no name here yet; weights are checked, not named."""
+        handed = self.from_python or FromPython()
+        named = {**dict(self), "weights": True, "loss": self.finetune is not None and callable(self.finetune.loss)}
+        return tuple(key.name for key in fields(handed) if getattr(handed, key.name) and not named[key.name])
+
     def to_yaml(self) -> str:
         """The recipe as text that `read` turns back into an equal one; defaults are written out."""
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=False, width=100)
@@ -136,6 +147,7 @@ class Recipe(BaseModel):
 
 _SECTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     (): tuple(Recipe.model_fields),
+    ("from_python",): tuple(field.name for field in fields(FromPython)),
     ("budget",): tuple(field.name for field in fields(Budget)),
     ("finetune",): tuple(field.name for field in fields(FineTune)),
     ("finetune", "distil"): tuple(field.name for field in fields(Distill)),

@@ -44,4 +44,19 @@ def broken() -> nn.Module:
     raise RuntimeError("no weights here")
 
 
+def chatty() -> nn.Module:
+    print("chatting about weights")
+    return Net()
+
+
+def chatty_loader() -> list[tuple[Tensor, Tensor]]:
+    print("chatting about data")
+    return loader()
+
+
+def chatty_bias(model: nn.Module) -> float:
+    print("chatting about results")
+    return bias(model)
+
+
 number = 3

@@ -1,5 +1,7 @@
 """A recipe says exactly what it says: round trips are equal, and everything else is refused with its line."""
 
+from inspect import signature
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from secateurs import recipe
 from secateurs.base.errors import RecipeError
 from secateurs.choose.budget import Budget
+from secateurs.prune import prune
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 
@@ -146,3 +149,19 @@ def test_a_named_loss_is_imported_when_called() -> None:
 
     same = recipe.NamedLoss("secateurs.base.loss:mse")(torch.ones(3), torch.zeros(3))
     assert float(same) == 1.0
+
+
+def test_every_argument_of_prune_is_a_recipe_key_with_the_same_default() -> None:
+    arguments = dict(signature(prune).parameters)
+    of_python = {"model", "example_inputs", "kwargs"}  # `model` and `inputs` in a recipe
+    of_the_run = {"folder", "on_stage"}  # where and how to tell, not what to do
+    assert set(arguments) - of_python - of_the_run == set(recipe.Recipe.model_fields) - {
+        "version",
+        "from_python",
+        "model",
+        "weights",
+        "inputs",
+    }
+    for name, field in recipe.Recipe.model_fields.items():
+        if name in arguments and name not in of_python and not field.is_required():
+            assert field.default == arguments[name].default, name

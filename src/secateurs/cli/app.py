@@ -50,17 +50,30 @@ def options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Refusals are one message; every other error keeps its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
     try:
         app([word for word in words if word != "--debug"], prog_name="secateurs")
     except SecateursError as error:
         if "--debug" in words:
             traceback.print_exc()
-            return REFUSED
-        console.refuse(error, as_json="--json" in words)
+        if as_json or "--debug" not in words:
+            console.refuse(error, as_json=as_json)
         return REFUSED
     except SystemExit as end:
-        return INTERRUPTED if isinstance(end.__context__, typer.Abort) else int(end.code or DONE)
-    except Exception:  # noqa: BLE001  (the user's own code may raise anything; exit code 1 means something else)
+        return _ended(end, as_json)
+    except Exception as error:  # noqa: BLE001  (the user's own code may raise anything; exit code 1 means something else)
         traceback.print_exc()
+        if as_json:
+            console.show_json({"failed": f"{type(error).__name__}: {error}"})
         return CRASHED
     return DONE
+
+
+def _ended(end: SystemExit, as_json: bool) -> int:
+    """The exit code of what Typer ended: help, an interruption, or an option that does not exist."""
+    cause = end.__context__
+    if isinstance(cause, typer.Abort):
+        return INTERRUPTED
+    if as_json and end.code == REFUSED and cause is not None and hasattr(cause, "format_message"):
+        console.show_json({"refused": cause.format_message(), "kind": type(cause).__name__})
+    return int(end.code or DONE)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.base.reference import resolve
+from secateurs.base.seeds import seeded
 from secateurs.choose.budget import Budget
 from secateurs.deliver.artifact import load, stored_inputs
 from secateurs.deliver.inputs import make
@@ -20,31 +21,65 @@ from secateurs.deliver.tensors import load_into, read_state
 
 Factory = Annotated[
     str,
-    typer.Option("--model", help="package.module:factory, a class or function without arguments that gives the model."),
+    typer.Option(
+        "--model",
+        metavar="CODE",
+        help="package.module:factory, a class or function without arguments that gives the model; this folder is "
+        "searched first.",
+    ),
 ]
 OptionalFactory = Annotated[
-    str | None, typer.Option("--model", help="package.module:factory that gives the model before the cut.")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="CODE",
+        help="package.module:factory, a class or function without arguments that gives the model before the cut.",
+    ),
 ]
-Weights = Annotated[str | None, typer.Option("--weights", help="safetensors file with the model's weights.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="FILE", help="safetensors file with its weights; else those of the factory."),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help="Shape of an input: 1x3x224x224, 1x16:int64:100 (integers below 100), mask=1x16:bool."
+        "--input",
+        metavar="SHAPE",
+        help="Shape of an input: 1x3x224x224, 1x16:int64:100 (integers below 100), mask=1x16:bool (by name). "
+        "Repeatable.",
+    ),
+]
+Unit = Annotated[
+    str,
+    typer.Option(
+        "--unit",
+        metavar="NAME",
+        help="What goes from attention: heads, or head_dim (columns of every head).",
+        rich_help_panel="What goes",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Layer to keep whole (name or glob); repeatable.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="LAYER",
+        help="Layer to keep whole, by name or glob. Repeatable.",
+        rich_help_panel="What goes",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]
 
 
-def build_model(reference: str, weights: str | None = None) -> nn.Module:
-    """The model that the factory gives, with weights from a file if given, in eval mode.
+def build_model(reference: str, weights: str | None = None, seed: int = 0) -> nn.Module:
+    """The model that the factory gives, with weights from a file if given, in eval mode; `seed` fixes random weights.
 
     Raises `InputError` when the factory fails or gives something else, `ArtifactError` when the weights do not fit.
     """
     factory = resolve(reference)
     try:
-        model = factory()
+        with seeded(seed):
+            model = factory()
     except Exception as error:  # the user's own code runs here and may raise anything
         raise InputError(
             explain(

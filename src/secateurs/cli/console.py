@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -58,10 +58,14 @@ def refuse(error: SecateursError, *, as_json: bool) -> None:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Gives `on_stage`, to be called with the name of each stage as it begins; a spinner turns, then its time stays."""
+    """Gives `on_stage`, to be called with the name of each stage as it begins; a spinner turns, then its time stays.
+
+    When `quiet`, whatever the user's own code prints goes to standard error: standard output is for one JSON document.
+    """
     stages = _Stages(err(), quiet)
     try:
-        yield stages.begin
+        with redirect_stdout(sys.stderr) if quiet else nullcontext():
+            yield stages.begin
     finally:
         stages.end()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from secateurs.capture import capture
-from secateurs.cli.arguments import AsJson, Exclude, Factory, Inputs, Weights, build_model, example_inputs
+from secateurs.cli.arguments import AsJson, Exclude, Factory, Inputs, Unit, Weights, build_model, example_inputs
 from secateurs.cli.console import progress, show, show_json
 from secateurs.cost import count_graph
 from secateurs.couple import couple
@@ -19,7 +17,7 @@ def inspect(
     input: Inputs = None,
     weights: Weights = None,
     exclude: Exclude = None,
-    unit: Annotated[str, typer.Option(help="Unit of attention: heads or head_dim.")] = "heads",
+    unit: Unit = "heads",
     json: AsJson = False,
 ) -> None:
     """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer."""

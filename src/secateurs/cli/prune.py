@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from secateurs import recipe as recipes
 from secateurs.base.errors import InputError, explain
-from secateurs.cli.arguments import AsJson, Exclude, Inputs, OptionalFactory, Seed, Weights, parse_budget
+from secateurs.choose.budget import Budget
+from secateurs.cli.arguments import AsJson, Exclude, Inputs, OptionalFactory, Seed, Unit, Weights, parse_budget
 from secateurs.cli.console import NOT_MET, progress, show, show_json
-from secateurs.cli.running import run
+from secateurs.cli.running import complete, run
 from secateurs.deliver.artifact import save
 from secateurs.report.tables import result_tables
 
 BESIDE_A_RECIPE = frozenset({"recipe", "checkpoints", "out", "json"})
+COMPLETES = {"model": "model", "weights": "weights", "input": "inputs", "data": "data", "evaluate": "evaluate"}
+"""Options that may name what a recipe leaves open, and the recipe's key for each."""
+
 OF_TRAINING = frozenset({"lr", "checkpoints"})
+OF_DATA = frozenset({"recalibrate"})
+
+METRICS = tuple(Budget.__dataclass_fields__)
+CUT, AFTER, RUN = "What goes", "What follows the cut", "The run"
 
 
 def prune(
@@ -23,49 +32,117 @@ def prune(
     model: OptionalFactory = None,
     weights: Weights = None,
     input: Inputs = None,
-    budget: Annotated[list[str] | None, typer.Option(help="metric=limit, such as macs=0.5; repeatable.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=LIMIT",
+            help=f"What may remain, such as macs=0.5 or params=100000. Metrics: {', '.join(METRICS)}. Repeatable.",
+        ),
+    ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="YAML file with the whole request, instead of these options.")
+        str | None,
+        typer.Option(metavar="FILE", help="YAML file with the whole request, instead of options."),
     ] = None,
-    criterion: Annotated[str, typer.Option(help="How channels are scored; see `secateurs list criteria`.")] = "l1",
-    search: Annotated[str, typer.Option(help="How the cut is spread; see `secateurs list searches`.")] = "global",
-    multiple: Annotated[int, typer.Option(help="Channel counts become multiples of this.")] = 1,
+    criterion: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How channels are scored; see `secateurs list criteria`.", rich_help_panel=CUT
+        ),
+    ] = "l1",
+    combine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How scores of coupled layers become one: mean, max, ...", rich_help_panel=CUT
+        ),
+    ] = "mean",
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What makes layers comparable: mean, max, none, ...; the criterion's own if left out.",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="How the cut is spread; see `secateurs list searches`.", rich_help_panel=CUT),
+    ] = "global",
+    multiple: Annotated[int, typer.Option(help="Channel counts become multiples of this.", rich_help_panel=CUT)] = 1,
+    min_width: Annotated[int, typer.Option(help="Fewest units that a layer keeps.", rich_help_panel=CUT)] = 1,
+    floor: Annotated[
+        float, typer.Option(help="Smallest share of its units that a layer keeps, 0 to 1.", rich_help_panel=CUT)
+    ] = 0.0,
     exclude: Exclude = None,
+    unit: Unit = "heads",
     data: Annotated[
-        str | None, typer.Option(help="package.module:loader with training batches (inputs, target).")
+        str | None,
+        typer.Option(
+            metavar="CODE", help="package.module:loader, training batches (inputs, target).", rich_help_panel=AFTER
+        ),
     ] = None,
+    recalibrate: Annotated[
+        int,
+        typer.Option(help="Batches of --data that refresh batch-norm statistics; 0 for none.", rich_help_panel=AFTER),
+    ] = 16,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of fine-tuning on --data; 0 for none.", rich_help_panel=AFTER)
+    ] = 0,
+    lr: Annotated[
+        float,
+        typer.Option(
+            help="Learning rate of fine-tuning; optimizer, loss, distillation and the rest are recipe keys.",
+            rich_help_panel=AFTER,
+        ),
+    ] = 0.01,
     evaluate: Annotated[
-        str | None, typer.Option(help="package.module:function (model) -> float, higher is better.")
+        str | None,
+        typer.Option(
+            metavar="CODE", help="package.module:function, (model) -> float, higher is better.", rich_help_panel=AFTER
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning on --data; 0 for none.")] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 0.01,
     device: Annotated[
-        str | None, typer.Option(help="Measure before and after here; see `secateurs list devices`.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Measure before and after here; see `secateurs list devices`.", rich_help_panel=AFTER
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write the artifact here.", rich_help_panel=RUN)
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep training here; the same command goes on after a crash.", rich_help_panel=RUN
+        ),
     ] = None,
     seed: Seed = 0,
-    checkpoints: Annotated[
-        str | None, typer.Option(help="Folder for checkpoints of training; the same command goes on after a crash.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder to write the artifact to.")] = None,
     json: AsJson = False,
 ) -> None:
     """Cut a model to a budget and prove what the cut did. Exits 1 when the result is over the budget, 2 if refused."""
     if recipe is not None:
         _refuse_both(context)
         request = recipes.load(recipe)
+        given = {COMPLETES[name]: context.params[name] for name in _given(context) if name in COMPLETES}
+        request = complete(request, given) if given else request
     else:
-        _refuse_idle(context, epochs)
+        _refuse_idle(context, epochs, data)
         request = recipes.make(
             model=model,
             weights=weights,
             inputs=tuple(input or ()),
             budget=parse_budget(budget or ()),
             criterion=criterion,
+            combine=combine,
+            normalize=normalize,
             search=search,
             multiple=multiple,
+            min_width=min_width,
+            floor=floor,
             exclude=tuple(exclude or ()),
+            unit=unit,
             data=data,
             evaluate=evaluate,
+            recalibrate=recalibrate,
             finetune={"epochs": epochs, "lr": lr} if epochs else None,
             device=device,
             seed=seed,
@@ -85,25 +162,36 @@ def _given(context: typer.Context) -> list[str]:
     return [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
 
 
-def _refuse_idle(context: typer.Context, epochs: int) -> None:
-    """An option of fine-tuning without fine-tuning is refused, not ignored."""
-    if not epochs and (idle := [name for name in _given(context) if name in OF_TRAINING]):
+def _refuse_idle(context: typer.Context, epochs: int, data: str | None) -> None:
+    """An option that nothing would use is refused, not ignored."""
+    given = _given(context)
+    if not epochs and (idle := [name for name in given if name in OF_TRAINING]):
         raise InputError(
             explain(
                 "There is no fine-tuning to use this in",
-                evidence=f"{', '.join(f'--{name}' for name in idle)} without --epochs",
+                evidence=f"{_flags(idle)} without --epochs",
                 next_step="add --epochs and --data",
+            )
+        )
+    if data is None and (idle := [name for name in given if name in OF_DATA]):
+        raise InputError(
+            explain(
+                "There is no data to use this on", evidence=f"{_flags(idle)} without --data", next_step="add --data"
             )
         )
 
 
 def _refuse_both(context: typer.Context) -> None:
     """A recipe is the whole request: an option that would change it is refused, not ignored."""
-    if other := [name for name in _given(context) if name not in BESIDE_A_RECIPE]:
+    if other := [name for name in _given(context) if name not in BESIDE_A_RECIPE | set(COMPLETES)]:
         raise InputError(
             explain(
                 "Both a recipe and a request are given",
-                evidence=f"beside --recipe: {', '.join(f'--{name}' for name in other)}",
+                evidence=f"beside --recipe: {_flags(other)}",
                 next_step="write it into the recipe, or leave out --recipe",
             )
         )
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateurs.base.reference import name_of
 from secateurs.deliver.inputs import TensorSpec
+from secateurs.train.checkpoint import digest
+from secateurs.train.config import FineTune
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FromPython:
+    """What `prune` was handed as objects that a recipe has no name for: what each was, under the key of its name.
+
+    `weights` is the `state_digest` of the model before the cut; the others say the class or function.
+    """
+
+    model: str | None = None
+    weights: str | None = None
+    inputs: str | None = None
+    data: str | None = None
+    evaluate: str | None = None
+    loss: str | None = None
 
 
 def request(
@@ -19,12 +36,39 @@ def request(
 ) -> dict[str, Any]:
     """The arguments of `prune` by the names that a recipe has for them.
 
-    Code becomes `package.module:attribute` where that finds it again and is left out where it does not (a lambda, a
-    loader object), as are inputs that are not plain tensors.
+    Functions become `package.module:attribute` where that finds them again. What it does not find (the model itself, a
+    loader object, a lambda, inputs that are not plain tensors) is described under `from_python`.
     """
-    asked = {"version": FORMAT, "model": name_of(type(model)), "inputs": _texts(args, kwargs), **rest}
-    asked |= {"data": name_of(data), "evaluate": name_of(evaluate)}
+    inputs, metric, loss = _texts(args, kwargs), name_of(evaluate), _nameless_loss(rest.get("finetune"))
+    handed = FromPython(
+        model=_kind(model),
+        weights=state_digest(model),
+        inputs=None if inputs is not None else ", ".join(_kind(item) for item in (*args, *kwargs.values())),
+        data=None if data is None else _kind(data),
+        evaluate=None if evaluate is None or metric else _kind(evaluate),
+        loss=None if loss is None else _kind(loss),
+    )
+    if loss is not None:
+        rest["finetune"] = replace(rest["finetune"], loss=FineTune.loss)
+    asked = {"version": FORMAT, "from_python": handed, "inputs": inputs, **rest, "evaluate": metric}
     return {key: plain(value) for key, value in asked.items() if value is not None}
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of the parameters and persistent buffers of `model`."""
+    return digest({name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)})
+
+
+def _kind(thing: Any) -> str:
+    """The function, or the class of the object, as `module:name`; it need not be importable."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _nameless_loss(config: FineTune | None) -> Any:
+    """The loss function of `config` if no recipe can name it."""
+    loss = None if config is None or isinstance(config.loss, str) else config.loss
+    return None if loss is None or getattr(loss, "reference", None) or name_of(loss) else loss
 
 
 def plain(value: Any) -> Any:
