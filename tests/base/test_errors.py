@@ -22,7 +22,7 @@ INNER = explain("Inner", evidence="1", next_step="inner step")
 
 @pytest.mark.parametrize("part", ["what", "where", "evidence"])
 def test_a_quoted_message_loses_its_next_step(part: str):
-    parts = {"what": "Outer", "evidence": "2", **{part: f"because: {INNER}"}}
+    parts = {"what": "Outer", "evidence": "2", part: f"because: {INNER}"}
     message = explain(**parts, next_step="outer step")
     assert message.endswith(" Next: outer step.")
     assert message.count("Next:") == 1 and "inner step" not in message

@@ -74,7 +74,26 @@ def generalised(small: Graph, once: Graph, twice: Graph) -> Graph | None:
         args = _merge(node.args, a.args, b.args, n)
         kwargs = _merge(dict(node.kwargs), dict(a.kwargs), dict(b.kwargs), n)
         nodes.append(replace(node, args=args, kwargs=kwargs))
-    return replace(small, nodes=tuple(nodes))
+    output = _numbers_of_batch(small.output, once.output, twice.output, n)
+    return None if output is _OTHER else replace(small, nodes=tuple(nodes), output=output)
+
+
+_OTHER = object()
+
+
+def _numbers_of_batch(small: Any, once: Any, twice: Any, n: int) -> Any:
+    """An output structure whose integers say how they follow the batch; `_OTHER` if the captures differ otherwise."""
+    if isinstance(once, (list, tuple)) and isinstance(twice, (list, tuple)) and len(once) == len(twice):
+        items = [_numbers_of_batch(s, a, b, n) for s, a, b in zip(small, once, twice, strict=True)]
+        return _OTHER if any(item is _OTHER for item in items) else type(small)(items)
+    if isinstance(once, dict) and isinstance(twice, dict) and once.keys() == twice.keys():
+        named = {key: _numbers_of_batch(small[key], once[key], twice[key], n) for key in small}
+        return _OTHER if any(item is _OTHER for item in named.values()) else named
+    if isinstance(once, Ref) and isinstance(twice, Ref):
+        return small
+    if type(once) is int and type(twice) is int:
+        return Scaled(small, 0) if once == twice else _merge(small, once, twice, n)
+    return small if type(once) is type(twice) and once == twice else _OTHER
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from secateurs.capture.bind import Calling
+
 
 @dataclass(frozen=True, slots=True)
 class Ref:
@@ -129,7 +131,8 @@ class Graph:
     at) or `"recorded"` (one real run, decisions that depend on data are baked in and listed in `notes`). `constants`
     holds the data of constant leaves, `known` the contents of small integer values that no input reaches (index
     tables), and `decisions`, of a recorded run only, the outputs of nodes that turned floating-point data into integers
-    or booleans. `modules` maps module paths to the names of their classes.
+    or booleans. `modules` maps module paths to the names of their classes. `calling` says what every argument of the
+    captured call was, None if that is not known.
     """
 
     nodes: tuple[Node, ...]
@@ -144,6 +147,7 @@ class Graph:
     modules: Mapping[str, str] = field(default_factory=dict, repr=False)
     how: Literal["traced", "recorded"] = "traced"
     notes: tuple[str, ...] = ()
+    calling: Calling | None = None
 
     def __str__(self) -> str:
         names = ", ".join(item.name for item in self.inputs)
@@ -194,4 +198,4 @@ def _plain(tree: Any) -> Any:
         return [_plain(item) for item in tree]
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
-    return str(tree)
+    return "generator" if isinstance(tree, torch.Generator) else str(tree)

@@ -7,8 +7,6 @@ the tensors, in eval mode, without gradients, so nothing of the caller's changes
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import weakref
 from collections.abc import Iterator, Mapping
@@ -24,9 +22,12 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, InputError, explain
+from secateurs.capture.bind import Calling, Parameters
 from secateurs.capture.caches import forget_fakes
+from secateurs.capture.copying import copied
 from secateurs.capture.fold import fold_constants
 from secateurs.capture.graph import Decision, Graph, Input, Leaf
+from secateurs.capture.refuse import refuse_hidden_tensors, refuse_scripts
 from secateurs.capture.tape import ModulePaths, Tape, TapeMode
 
 How = Literal["auto", "traced", "recorded"]
@@ -100,6 +101,8 @@ def check_inputs(
         )
     args = example_inputs if isinstance(example_inputs, tuple) else () if example_inputs is None else (example_inputs,)
     keywords = dict(kwargs or {})
+    refuse_scripts(model)
+    refuse_hidden_tensors(args, keywords)
     if not any(isinstance(item, Tensor) for item in pytree.tree_leaves((args, keywords))):
         raise InputError(
             explain(
@@ -169,6 +172,7 @@ def _recorded(
             else:
                 args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
             inputs = _number_inputs(tape, model, args, kwargs)
+            calling = Calling.of(model, args, kwargs, tape.read)
             with ModulePaths(twin, tape), TapeMode(tape, decisions=real):
                 result = twin(*args, **kwargs)
             output = tape.read(plain_output(result))
@@ -185,6 +189,7 @@ def _recorded(
         values=tuple(tape.values),
         leaves=leaves,
         inputs=inputs,
+        calling=calling,
         output=output,
         unread=_unread(twin, leaves),
         constants=constants,
@@ -242,7 +247,7 @@ def share_tensors(model: nn.Module) -> nn.Module:
         for item in vars(module).values():
             if isinstance(item, Tensor):
                 memo.setdefault(id(item), item if _storage(item) in owned else item.detach().clone())
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -275,23 +280,13 @@ def _without_data(tensor: Tensor) -> Tensor:
 
 def _number_inputs(tape: Tape, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Input, ...]:
     names: list[Input] = []
-    parameters = _positional_names(model, len(args))
+    parameters = Parameters.of(model)
     for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]:
         if isinstance(leaf, Tensor):
             keys: list[Any] = list(path)
-            first = parameters[keys[1].idx] if keys[0].idx == 0 else str(keys[1].key)
+            first = parameters.name(keys[1].idx) if keys[0].idx == 0 else str(keys[1].key)
             names.append(Input(first + pytree.keystr(path[2:]), tape.add_value(leaf, None)))
     return tuple(names)
-
-
-def _positional_names(model: nn.Module, count: int) -> list[str]:
-    """Names of the first `count` positional parameters of `forward`, numbered where it takes `*args`."""
-    names = [
-        name
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    return [names[i] if i < len(names) else f"args[{i}]" for i in range(count)]
 
 
 def _refuse_late_tensors(model: nn.Module, leaves: tuple[Leaf, ...]) -> None:

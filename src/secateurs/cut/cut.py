@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, InputError, PlanError, ProofError, explain
+from secateurs.capture.batch import doubled, generalised
 from secateurs.capture.graph import Graph, Node
 from secateurs.capture.run import operator
 from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
@@ -21,7 +22,6 @@ from secateurs.cost.predict import CostModel
 from secateurs.couple.couple import couple
 from secateurs.couple.group import Bools, Groups
 from secateurs.couple.rules.registry import arguments
-from secateurs.capture.batch import doubled, generalised
 from secateurs.cut.compare import compare
 from secateurs.cut.form import GraphModule
 from secateurs.cut.native import repair_guessed, repair_known, repair_named, sliced_copy
@@ -83,8 +83,8 @@ def cut_detailed(
         except ProofError as error:
             if made.form == "graph" or draws_numbers(made.groups.graph):
                 raise ProofError(f"{error}{_about_chance(made.groups.graph)}") from error
-            again = apply(model, plan, args, keywords, groups=made.groups, form="graph")
-            return prove(model, plan, args, keywords, replace(again, why_graph=str(error)))
+            again = apply(model, plan, args, keywords, groups=made.groups, form="graph", why=str(error))
+            return prove(model, plan, args, keywords, again)
 
 
 def draws_numbers(graph: Graph) -> bool:
@@ -124,8 +124,9 @@ def apply(
     *,
     groups: Groups | None = None,
     form: str = "auto",
+    why: str = "asked for",
 ) -> Made:
-    """Make the smaller module, native if it can be, without proving it."""
+    """Make the smaller module, native if it can be, without proving it. `why` is the reason to ask for a graph."""
     groups = groups or couple(capture(model, args, kwargs=keywords), unit=plan.unit)
     graph = groups.graph
     if graph.hash != plan.graph_hash:
@@ -145,7 +146,6 @@ def apply(
     def slicer(name: str, tensor: Tensor) -> Tensor:
         return slice_tensor(tensor, cutting, value_of[name]) if name in value_of else tensor
 
-    why = "asked for" if form == "graph" else ""
     if form != "graph":
         native = sliced_copy(model, slicer)
         native.eval()
@@ -154,10 +154,19 @@ def apply(
             return Made(native, "native", "", groups, alive, small, found)
     tensors = {name: slicer(name, tensor) for name, tensor in _tensors(model).items()}
     general = _any_batch(model, graph, small, args, keywords)
-    module = GraphModule(general, tensors)
+    module = _graph_form(general, tensors, why)
     for name, parameter in model.named_parameters():
         module.get_parameter(name).requires_grad_(parameter.requires_grad)
     return Made(module, "graph", why, groups, alive, small)
+
+
+def _graph_form(graph: Graph, tensors: Mapping[str, Tensor], why: str) -> GraphModule:
+    try:
+        return GraphModule(graph, tensors)
+    except InputError as error:
+        if why == "asked for":
+            raise
+        raise InputError(explain(str(error), evidence=f"a graph is needed: {why}")) from error
 
 
 def _make_native(

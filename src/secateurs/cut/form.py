@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import ArtifactError, InputError, explain
+from secateurs.capture.batch import scale_sizes
 from secateurs.capture.graph import Graph, Node, map_refs
 from secateurs.capture.run import last_use, operator
 from secateurs.couple.rules.registry import arguments, base_name
-from secateurs.capture.batch import scale_sizes
+from secateurs.cut.match import Matcher
 from secateurs.cut.text import graph_from_json, graph_to_json
 
 TRAINING_FLAGS = {
@@ -36,10 +36,16 @@ class GraphModule(nn.Module):
 
     Parameters keep the names they have in the original. Inputs are passed as to the original. In training mode dropout
     and batch normalisation behave as they do there; stochastic depth, which leaves no trace in eval mode, does not.
-    Arguments that are not tensors keep the values that they were captured with.
+
+    Numbers, flags, strings and None among the arguments are part of the program: a call with other values than the
+    captured ones raises `InputError`, as does one whose tensors are other arguments than then. Arguments are told apart
+    by name, so positional and keyword do not matter. Numbers among the outputs are the original's for the captured
+    shapes; inputs of other shapes are refused where there are any (another batch size only where the number was not
+    shown to follow it), and so is the graph form of a model that reads such a number from data.
     """
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        matcher = Matcher(graph)
         super().__init__()
         self.graph = graph
         self._paths: dict[int, tuple[nn.Module, str]] = {}
@@ -53,6 +59,7 @@ class GraphModule(nn.Module):
         self._norms = self._make_norms()
         self._done = last_use(graph.nodes, graph.outputs)
         self._inputs = [item.value for item in graph.inputs]
+        self._matcher = matcher
         self.eval()
 
     def _hold(self, name: str, kind: str, tensor: Tensor) -> tuple[nn.Module, str]:
@@ -113,12 +120,7 @@ class GraphModule(nn.Module):
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = [item for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
-        if len(given) != len(self._inputs):
-            names = ", ".join(item.name for item in self.graph.inputs)
-            raise InputError(
-                explain("This module takes other inputs", evidence=f"{len(given)} tensors given, expected {names}")
-            )
+        given = self._matcher.tensors(args, kwargs)
         values = dict(zip(self._inputs, given, strict=True))
         batch = given[0].shape[0] if given[0].dim() else 1
         for node in self.graph.nodes:
@@ -132,7 +134,8 @@ class GraphModule(nn.Module):
                     values[out] = result
             for value in self._done.get(node.index, ()):
                 values.pop(value, None)
-        return map_refs(self.graph.output, lambda ref: self._read(ref.value, values))
+        output = map_refs(self.graph.output, lambda ref: self._read(ref.value, values))
+        return scale_sizes(output, batch, given[0].device) if self._matcher.numbers else output
 
     def _explain(self, node: Node, given: list[Tensor], error: RuntimeError) -> None:
         """If the inputs are not shaped as captured, that is the likely cause."""

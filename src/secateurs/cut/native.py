@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.capture.copying import copied
 from secateurs.capture.graph import Graph, Node
 from secateurs.couple.rules.registry import arguments
 
@@ -28,7 +28,7 @@ def sliced_copy(model: nn.Module, slicer: Slicer) -> nn.Module:
         for item in vars(module).values():
             if isinstance(item, Tensor):
                 memo.setdefault(id(item), item.detach().clone())
-    return copy.deepcopy(model, memo)
+    return copied(model, memo)
 
 
 def _own(part: Tensor, whole: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from secateurs.base.errors import ArtifactError, explain
+from secateurs.capture.batch import Scaled
+from secateurs.capture.bind import Calling, Parameters, is_literal
 from secateurs.capture.graph import Graph, Input, Leaf, Node, Ref, Value
 from secateurs.capture.run import operator
-from secateurs.capture.batch import Scaled
 
 FORMAT = 1
 NAMESPACES = ("aten", "torchvision")
@@ -41,12 +42,15 @@ def graph_to_json(graph: Graph) -> str:
             "output": _pack(graph.output),
             "how": graph.how,
             "notes": list(graph.notes),
+            "calling": _packed_call(graph.calling),
         }
     )
 
 
 def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
     """The graph back. `tensors` holds the constants, among others.
+
+    A program without `calling` knows nothing of its call but the number of tensors (see `Matcher`).
 
     Raises `ArtifactError` for text that is not such a graph, names an operator outside PyTorch's own namespaces, or
     refers to values and tensors that are not there.
@@ -80,6 +84,7 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
             constants={leaf.name: tensors[leaf.name] for leaf in leaves if leaf.kind == "constant"},
             how=data["how"],
             notes=tuple(data["notes"]),
+            calling=_unpacked_call(data.get("calling")),
         )
         _check(graph, tensors)
         return graph
@@ -89,7 +94,32 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
         ) from error
 
 
+def _packed_call(calling: Calling | None) -> Any:
+    if calling is None:
+        return None
+    parameters = calling.parameters
+    return [list(parameters.positional), _pack(dict(parameters.defaults)), _pack(dict(calling.leaves))]
+
+
+def _unpacked_call(data: Any) -> Calling | None:
+    if data is None:
+        return None
+    positional, defaults, leaves = data
+    return Calling(Parameters(tuple(map(str, positional)), _unpack(defaults)), _unpack(leaves))
+
+
+def _check_call(graph: Graph, calling: Calling) -> None:
+    given = {leaf.value for leaf in calling.leaves.values() if isinstance(leaf, Ref)}
+    if given != {item.value for item in graph.inputs}:
+        raise ValueError("the call does not hold the inputs")
+    rest = [leaf for leaf in calling.leaves.values() if not isinstance(leaf, Ref)]
+    if not all(is_literal(item) for item in (*rest, *calling.parameters.defaults.values())):
+        raise ValueError("the call holds something that is neither a tensor nor a literal")
+
+
 def _check(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    if graph.calling is not None:
+        _check_call(graph, graph.calling)
     ready = {item.value for item in graph.inputs}
     for leaf in (*graph.leaves, *graph.unread):
         if tuple(tensors[leaf.name].shape) != leaf.shape:
