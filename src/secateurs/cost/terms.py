@@ -55,6 +55,20 @@ def _attention(graph: Graph, node: Node) -> Iterable[Term]:
     yield Term(node.index, (*_all(graph, query)[: q - 1], (key, k - 2), (value, len(graph.values[value].shape) - 1)))
 
 
+def _bilinear(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    rows, weight = _all(graph, given["input1"].value)[:-1], _all(graph, given["weight"].value)
+    yield Term(node.index, (*rows, *weight))
+    yield Term(node.index, (*rows, weight[0], weight[2]))
+
+
+def _tensordot(graph: Graph, node: Node) -> Iterable[Term]:
+    given = arguments(node)
+    left = given["self"].value
+    summed = [(left, dim % len(graph.values[left].shape)) for dim in given["dims_self"]]
+    yield Term(node.index, (*_all(graph, _first(node)), *summed))
+
+
 def _einsum(graph: Graph, node: Node) -> Iterable[Term]:
     given = arguments(node)
     operands = [ref.value for ref in given["tensors"]]
@@ -98,6 +112,8 @@ PRICES: dict[str, Pricer] = {
     ],
     **{f"aten.{name}": _product for name in ("matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm")},
     "aten.scaled_dot_product_attention": _attention,
+    "aten.bilinear": _bilinear,
+    "aten.tensordot": _tensordot,
     "aten.einsum": _einsum,
     **{f"aten.{name}": _recurrent for name in GATES},
     **{f"aten.{name}_cell": _recurrent_cell for name in GATES},

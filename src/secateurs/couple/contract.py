@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against
 from secateurs.couple.coupler import Coupler, Layer, spread, varying, vector
 
 
@@ -23,9 +24,7 @@ def contract(c: Coupler, node: Node, a: int, left: str, b: int, right: str, out:
     for name in dict.fromkeys(names_a + names_b):
         ids_a, ids_b = axes_a.get(name), axes_b.get(name)
         if sizes_a.get(name, 1) > 1 and sizes_b.get(name, 1) > 1:
-            ids = c.pair(
-                ids_a, ids_b, f"{node.where} multiplies it with a tensor whose matching axis can not lose anything"
-            )
+            ids = c.pair(ids_a, ids_b, against(c, node, "multiplies it with", a, ids_a, b, ids_b))
         else:
             ids = ids_a if ids_a is not None else ids_b
         if ids is not None and name not in names_out and a in c.static and b in c.static:

@@ -38,6 +38,7 @@ def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "hea
     for node in graph.nodes:
         c.node = node.index
         apply_rule(c, node)
+    c.node = -1
     for number in graph.outputs:
         c.freeze_all(number, "the model returns it")
     _exclude(c, graph, list(exclude), axes)

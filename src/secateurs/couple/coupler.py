@@ -48,11 +48,14 @@ class Coupler:
         self.consumers: set[tuple[int, int]] = set()
         self.count = 0
         self.ties: list[tuple[Tensor, Tensor]] = []
+        self.tied_at: list[int] = []
         self.frozen: list[tuple[Tensor, str]] = []
         self.inexact: list[tuple[Tensor, str]] = []
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.node: int = -1
         self.inexact_nodes: set[int] = set()
+        self.holding: set[int] = set()
+        self.unruled: set[int] = set()
         self.static: set[int] = {leaf.value for leaf in graph.leaves}
         for node in graph.nodes:
             if all(value in self.static for value in node.inputs):
@@ -70,11 +73,14 @@ class Coupler:
         if a is not b:
             a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
             self.ties.append((a.reshape(-1), b.reshape(-1)))
+            self.tied_at.append(self.node)
 
     def freeze(self, ids: Tensor, why: str) -> None:
         """None of these may be removed. An empty reason marks what nobody would ask about (kernel taps)."""
         if ids.numel():
             self.frozen.append((ids.reshape(-1), why))
+            if why:
+                self.holding.add(self.node)
 
     def change(self, ids: Tensor, why: str) -> None:
         """Removing one of these changes the others a little (statistics over the axis)."""
@@ -107,7 +113,8 @@ class Coupler:
                 continue
             taken = {dim for other in kept for dim in varying(other)}
             if taken & set(varying(layer)):
-                self.freeze(layer, "an axis holds the product of two removable axes, of which only one can be cut")
+                by = f"{self.graph.nodes[self.node].where} makes one axis of" if self.node >= 0 else "an axis holds"
+                self.freeze(layer, f"{by} two removable axes, of which only one can be cut")
             else:
                 kept.append(layer)
         self.layers[value] = tuple(kept)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from secateurs.capture.graph import Graph
+from secateurs.capture.graph import Graph, Node
+from secateurs.couple.causes import alone
 from secateurs.couple.coupler import Coupler
 from secateurs.couple.group import Bools, ChannelGroup, Groups, Ints, Member
 from secateurs.couple.solve import reasons, solve, unique_layers, unit_dim
@@ -32,7 +33,10 @@ def read_groups(c: Coupler, graph: Graph, axes: dict[Axis, Tensor]) -> Groups:
     rows = Rows(_layer_rows(c, labels), {key: labels[ids.numpy()] for key, ids in axes.items()}, count)
     frozen, frozen_texts = reasons(labels, c.frozen)
     changed, changed_texts = reasons(labels, c.inexact)
-    members_of_group = _partition(c, graph, rows, frozen)
+    read = _read(c, graph, rows)
+    _hold_unread(graph, rows, read, frozen, frozen_texts)
+    members_of_group = _partition(graph, rows, read, frozen)
+    _hold_last(c, axes, labels, rows, frozen, frozen_texts, members_of_group)
     unit_of = np.full(count, -1, dtype=np.int64)
     global_of = np.full(count, -1, dtype=np.int64)
     home = np.full(count, -1, dtype=np.int64)
@@ -61,7 +65,7 @@ def read_groups(c: Coupler, graph: Graph, axes: dict[Axis, Tensor]) -> Groups:
 def _layer_rows(c: Coupler, labels: Ints) -> dict[int, tuple[int, Ints]]:
     """For every layer object its unit dimension and the labels along it."""
     rows: dict[int, tuple[int, Ints]] = {}
-    for layer in unique_layers(c):
+    for _, layer in unique_layers(c):
         dim = unit_dim(layer, labels)
         assert dim is not None
         index = tuple(slice(None) if other == dim else slice(0, 1) for other in range(layer.dim()))
@@ -69,7 +73,7 @@ def _layer_rows(c: Coupler, labels: Ints) -> dict[int, tuple[int, Ints]]:
     return rows
 
 
-def _partition(c: Coupler, graph: Graph, rows: Rows, frozen: Ints) -> list[Ints]:
+def _partition(graph: Graph, rows: Rows, read: Bools, frozen: Ints) -> list[Ints]:
     """The labels of every group, in order of first appearance; groups in the order of their first label."""
     order = np.full(rows.count, np.iinfo(np.int64).max)
     owned = np.zeros(rows.count, dtype=np.bool_)
@@ -84,7 +88,7 @@ def _partition(c: Coupler, graph: Graph, rows: Rows, frozen: Ints) -> list[Ints]
             owned[found] = True
         np.minimum.at(order, found, start + np.arange(found.size))
         start += found.size
-    owned &= (_read(c, graph, rows) | (frozen >= 0)) & (frozen != -2)
+    owned &= (read | (frozen >= 0)) & (frozen != -2)
     shown = np.flatnonzero(owned)
     if not shown.size:
         return []
@@ -94,6 +98,39 @@ def _partition(c: Coupler, graph: Graph, rows: Rows, frozen: Ints) -> list[Ints]
     group = np.asarray(group).reshape(-1)
     split = np.split(shown[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1])
     return [split[number] for number in np.argsort(first, kind="stable")]
+
+
+def _hold_unread(graph: Graph, rows: Rows, read: Bools, frozen: Ints, texts: list[str]) -> None:
+    """Parameter entries that no result of this run has stay: another run may read them. Adds to `frozen`, `texts`."""
+    readers: dict[int, Node] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            readers.setdefault(value, node)
+    for leaf in graph.leaves:
+        for dim in range(len(leaf.shape) if leaf.kind == "parameter" else 0):
+            found = rows.leaves.get((leaf.value, dim), np.zeros(0, dtype=np.int64))
+            idle = found[~read[found] & (frozen[found] == -1)]
+            if idle.size:
+                where = readers[leaf.value].where if leaf.value in readers else "this run"
+                frozen[idle] = len(texts)
+                texts.append(f"{where} cuts it off or folds it away: no result of this run has it")
+
+
+def _hold_last(
+    c: Coupler,
+    axes: dict[Axis, Tensor],
+    labels: Ints,
+    rows: Rows,
+    frozen: Ints,
+    texts: list[str],
+    members_of_group: list[Ints],
+) -> None:
+    """A group of one unit would be left empty, so it stays. Adds to `frozen` and `texts`."""
+    for members in members_of_group:
+        if members.size == 1 and frozen[members[0]] < 0:
+            frozen[members[0]] = len(texts)
+            mine = [axes[place] for place, found in rows.leaves.items() if (found == members[0]).any()]
+            texts.append(alone(c, labels, mine, int(members[0])))
 
 
 def _read(c: Coupler, graph: Graph, rows: Rows) -> Bools:

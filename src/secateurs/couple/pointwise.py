@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import fixed
 from secateurs.couple.coupler import Coupler, Layer, varying
 
 
@@ -25,7 +26,7 @@ def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[La
         unit = _unit(dims, mine, present)
         if unit is None:
             for layer in component:
-                c.freeze(layer, f"{node.where} combines it with a tensor of the same width that can not lose channels")
+                c.freeze(layer, f"{node.where} combines it with {_other(c, operands, mine, present, dims)}")
             continue
         first: Layer | None = None
         for layer in component:
@@ -40,6 +41,12 @@ def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[La
         if first is not None:
             result.append(first)
     return result
+
+
+def _other(c: Coupler, operands: list[int], mine: list[list[Layer]], present: list[set[int]], dims: list[int]) -> str:
+    """The operand, in words, that has these dimensions and can lose nothing along them."""
+    still = [value for i, value in enumerate(operands) if not mine[i] and present[i] & set(dims)]
+    return fixed(c, still[0]) if still else "a tensor that loses other slices than it does"
 
 
 def _align(layer: Layer, rank: int) -> Layer:

@@ -20,17 +20,36 @@ def solve(c: Coupler) -> Ints:
     """The label of every id, after every joint layer has been collapsed onto one dimension.
 
     Layers that stayed joint because only data movement touched them fall onto the dimension with the most distinct
-    labels; each round of that may tie more, so it repeats until nothing changes.
+    labels, the longer one where two are even. What one layer ties is known to the next: a shuffle and what comes after
+    it must agree. Each round may tie more, so it repeats until nothing changes.
     """
     labels = components(c)
     while True:
         before = len(c.ties)
-        for layer in unique_layers(c):
-            if len(varying(layer)) > 1 and unit_dim(layer, labels) is None:
-                c.collapse(layer, max(varying(layer), key=lambda dim: (_units(layer, dim, labels), -dim)))
+        for value, layer in unique_layers(c):
+            dims = varying(layer)
+            if len(dims) > 1 and unit_dim(layer, labels) is None:
+                producer = c.graph.values[value].producer if value >= 0 else None
+                c.node = -1 if producer is None else producer
+                dim = max(dims, key=lambda d: (_units(layer, d, labels), layer.shape[d], -d))
+                labels = _merged(labels, layer, c.collapse(layer, dim))
         if len(c.ties) == before:
             return labels
         labels = components(c)
+
+
+def _merged(labels: Ints, layer: Layer, small: Layer) -> Ints:
+    """The labels once those of `layer` are one with those of `small`, which broadcasts against it."""
+    a, b = np.broadcast_arrays(labels[layer.numpy()], labels[small.numpy()])
+    met, compact = np.unique(np.stack([a.reshape(-1), b.reshape(-1)]), return_inverse=True)
+    left, right = compact.reshape(2, -1)
+    edges = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(met.size, met.size))
+    _, part = connected_components(edges, directed=False)
+    first = np.full(met.size, np.iinfo(np.int64).max)
+    np.minimum.at(first, part, met)
+    to = np.arange(int(labels.max()) + 1)
+    to[met] = first[part]
+    return np.asarray(to[labels], dtype=np.int64)
 
 
 def components(c: Coupler) -> Ints:
@@ -47,9 +66,13 @@ def components(c: Coupler) -> Ints:
     return np.asarray(labels, dtype=np.int64)
 
 
-def unique_layers(c: Coupler) -> Iterable[Layer]:
-    """Every layer object once."""
-    return {id(layer): layer for layers in list(c.layers.values()) for layer in layers}.values()
+def unique_layers(c: Coupler) -> Iterable[tuple[int, Layer]]:
+    """Every layer object once, with the first value that carries it."""
+    found: dict[int, tuple[int, Layer]] = {}
+    for value, layers in list(c.layers.items()):
+        for layer in layers:
+            found.setdefault(id(layer), (value, layer))
+    return found.values()
 
 
 def unit_dim(layer: Layer, labels: Ints) -> int | None:

@@ -29,7 +29,7 @@ SUMS = frozenset(
         "linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d",
         "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention",
         "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
-        "sum", "nansum", "col2im",
+        "sum", "nansum", "col2im", "bilinear", "tensordot", "cdist",
     )
 )  # fmt: skip
 WIDER = {

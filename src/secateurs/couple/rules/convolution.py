@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against, fixed
 from secateurs.couple.coupler import Coupler, Layer, spread, varying
 from secateurs.couple.rules.registry import arguments, rule, value
 
@@ -25,11 +26,12 @@ def convolution(c: Coupler, node: Node) -> None:
     spatial = _spatial(c, node, x, w)
     c.consumers.add((w, 1))
     if groups == 1:
-        c.pair(ids_in, weight_in, f"{node.where} reads channels that can not go")
+        c.pair(ids_in, weight_in, against(c, node, "multiplies it with", x, ids_in, w, weight_in))
     else:
-        out = _grouped(c, node, ids_in, out, weight_in, groups)
+        out = _grouped(c, node, x, w, ids_in, out, weight_in, groups)
     if bias is not None:
-        c.pair(out, c.along(bias, 0), f"{node.where} adds its bias to channels that can not go")
+        added = c.along(bias, 0)
+        c.pair(out, added, against(c, node, "adds it to", w, out, bias, added))
     _finish(c, node, x, spatial, out, channel)
 
 
@@ -43,16 +45,24 @@ def transposed_convolution(c: Coupler, node: Node) -> None:
     ids_in, weight_in, out = c.along(x, channel), c.along(w, 0), c.along(w, 1)
     spatial = _spatial(c, node, x, w)
     c.consumers.add((w, 0))
-    c.pair(ids_in, weight_in, f"{node.where} reads channels that can not go")
+    c.pair(ids_in, weight_in, against(c, node, "multiplies it with", x, ids_in, w, weight_in))
     if groups > 1:
-        out = _grouped_transposed(c, node, weight_in, out, groups, c.shape(w)[1])
+        out = _grouped_transposed(c, node, x, weight_in, out, groups, c.shape(w)[1])
     if bias is not None:
-        c.pair(out, c.along(bias, 0), f"{node.where} adds its bias to channels that can not go")
+        added = c.along(bias, 0)
+        c.pair(out, added, against(c, node, "adds it to", w, out, bias, added))
     _finish(c, node, x, spatial, out, channel)
 
 
 def _grouped(
-    c: Coupler, node: Node, ids_in: Tensor | None, out: Tensor | None, weight_in: Tensor | None, groups: int
+    c: Coupler,
+    node: Node,
+    x: int,
+    w: int,
+    ids_in: Tensor | None,
+    out: Tensor | None,
+    weight_in: Tensor | None,
+    groups: int,
 ) -> Tensor | None:
     """Wide groups lose the same positions in every group; groups of one channel are themselves the unit."""
     wide_in = weight_in is not None
@@ -60,7 +70,7 @@ def _grouped(
     if wide_in and wide_out:
         assert out is not None and weight_in is not None
         if ids_in is None:
-            c.freeze(weight_in, f"{node.where} reads channels that can not go")
+            c.freeze(weight_in, f"{node.where} multiplies it with {fixed(c, x)}")
         else:
             c.tie(ids_in.reshape(groups, -1), weight_in)
         rows = out.reshape(groups, -1)
@@ -73,7 +83,7 @@ def _grouped(
         c.tie(rows, rows[:1])
         return out
     if ids_in is None or out is None:
-        c.pair(ids_in, out, f"{node.where} keeps each channel in a group of its own, next to channels that can not go")
+        c.pair(ids_in, out, against(c, node, "ties it, group by group, to", x, ids_in, w, out))
         return None
     block = ids_in.reshape(groups, -1)
     c.tie(block, block[:, :1])
@@ -82,11 +92,11 @@ def _grouped(
 
 
 def _grouped_transposed(
-    c: Coupler, node: Node, weight_in: Tensor | None, out: Tensor | None, groups: int, width: int
+    c: Coupler, node: Node, x: int, weight_in: Tensor | None, out: Tensor | None, groups: int, width: int
 ) -> Tensor | None:
     if weight_in is None:
         if out is not None:
-            c.freeze(out, f"{node.where} reads channels that can not go")
+            c.freeze(out, f"{node.where} multiplies it, group by group, with {fixed(c, x)}")
         return None
     if out is not None and weight_in.numel() > groups:
         rows = weight_in.reshape(groups, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against
 from secateurs.couple.coupler import Coupler, spread
 from secateurs.couple.rules.registry import RULES, arguments, elementwise_node, rule, value
 
@@ -34,7 +35,8 @@ def prelu(c: Coupler, node: Node) -> None:
     given = arguments(node)
     x, weight = given["self"].value, given["weight"].value
     if c.shape(weight) != (1,):
-        c.pair(c.along(x, 1), c.along(weight, 0), f"{node.where} has one slope per channel")
+        ids, slope = c.along(x, 1), c.along(weight, 0)
+        c.pair(ids, slope, against(c, node, "has one slope per channel of", x, ids, weight, slope))
     c.put(node.outputs[0], c.of(x))
 
 

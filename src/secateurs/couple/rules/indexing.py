@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from secateurs.capture.graph import Node, Ref
+from secateurs.couple.causes import fixed
 from secateurs.couple.coupler import Coupler, Layer, varying
 from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.movement import shrink
@@ -27,7 +28,8 @@ def embedding(c: Coupler, node: Node) -> None:
     rank = len(c.shape(out))
     c.put(out, [columns.reshape((1,) * (rank - 1) + (-1,))] if columns is not None else [])
     for extra in node.outputs[1:]:
-        c.put(extra, ())
+        chosen = extra is not None and len(c.shape(extra)) == 2 and c.shape(extra)[1] == c.shape(weight)[1]
+        c.put(extra, [columns.reshape(1, -1)] if chosen and columns is not None else [])
 
 
 @rule("aten.index")
@@ -43,7 +45,7 @@ def index(c: Coupler, node: Node) -> None:
     for item in indices:
         if item is not None:
             for layer in c.of(item.value):
-                c.freeze(layer, "")
+                c.freeze(layer, f"{node.where} looks up by it")
     layers: list[Layer] = []
     for layer in c.of(x):
         if looked_up & set(varying(layer)) and not (certain and simple):
@@ -102,7 +104,8 @@ def gather(c: Coupler, node: Node) -> None:
     for layer in kept:
         axis = varying(layer)[0]
         small = c.collapse(layer, axis)
-        ids = c.pair(small.reshape(-1), c.along(by, axis), f"{node.where} takes as much as its index is wide")
+        wide = c.along(by, axis)
+        ids = c.pair(small.reshape(-1), wide, f"{node.where} takes as much as its index is wide: {fixed(c, by)}")
         if ids is not None and c.shape(by)[axis] == c.shape(x)[axis]:
             layers.append(small)
         elif ids is not None:

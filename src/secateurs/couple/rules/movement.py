@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateurs.capture.graph import Node, Ref, map_refs
 from secateurs.capture.run import operator
+from secateurs.couple.causes import fixed
 from secateurs.couple.coupler import Coupler, Layer, spread, varying
 from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.registry import Unmovable, arguments, rule
@@ -214,7 +215,7 @@ def joined(c: Coupler, node: Node, parts: list[int], dim: int, rank: int) -> lis
                 pieces.append(layers[0])
                 continue
             ids = c.fresh(c.shape(part)[dim])
-            c.freeze(ids, f"{node.where} joins it with {describe(c, part)}, whose channels are not ours to remove")
+            c.freeze(ids, f"{node.where} joins it with {fixed(c, part)}")
             pieces.append(spread(ids, dim, rank))
         result.append(torch.cat(pieces, dim))
     flat = [
@@ -228,15 +229,6 @@ def joined(c: Coupler, node: Node, parts: list[int], dim: int, rank: int) -> lis
         else:
             result.append(layer)
     return result
-
-
-def describe(c: Coupler, value: int) -> str:
-    """The value in words, for reasons."""
-    for item in c.graph.inputs:
-        if item.value == value:
-            return f"the input `{item.name}`"
-    producer = c.graph.values[value].producer
-    return f"the result of {c.graph.nodes[producer].where}" if producer is not None else "a constant"
 
 
 @rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
@@ -293,4 +285,4 @@ def unfolded(c: Coupler, node: Node) -> None:
         c.put(out, [spread(rows[:, 0], dim, len(c.shape(out)))])
 
 
-__all__ = ["describe", "joined", "reshape_layer", "shrink"]
+__all__ = ["joined", "reshape_layer", "shrink"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against
 from secateurs.couple.coupler import Coupler, Layer, spread, varying
 from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.registry import arguments, rule, value
@@ -17,9 +18,8 @@ def batch_norm(c: Coupler, node: Node) -> None:
     for name in ("weight", "bias", "running_mean", "running_var"):
         extra = value(given.get(name))
         if extra is not None:
-            ids = c.pair(
-                ids, c.along(extra, 0), f"{node.where} has one entry per channel, next to channels that can not go"
-            )
+            entry = c.along(extra, 0)
+            ids = c.pair(ids, entry, against(c, node, "ties it, entry by entry, to", x, ids, extra, entry))
     others = c.others(x, [1])
     if given.get("training") or given.get("use_input_stats") or value(given.get("running_mean")) is None:
         for layer in others:
@@ -61,9 +61,8 @@ def group_norm(c: Coupler, node: Node) -> None:
     for name in ("weight", "bias"):
         extra = value(given.get(name))
         if extra is not None:
-            ids = c.pair(
-                ids, c.along(extra, 0), f"{node.where} has one entry per channel, next to channels that can not go"
-            )
+            entry = c.along(extra, 0)
+            ids = c.pair(ids, entry, against(c, node, "ties it, entry by entry, to", x, ids, extra, entry))
     for layer in c.others(x, [1]):
         c.freeze(layer, f"{node.where} takes its statistics over it")
     if ids is not None and groups == 1:

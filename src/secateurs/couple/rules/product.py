@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against
 from secateurs.couple.contract import contract
 from secateurs.couple.coupler import Coupler, Layer, spread
 from secateurs.couple.pointwise import pointwise
-from secateurs.couple.rules.registry import arguments, rule, value
+from secateurs.couple.rules.registry import Unmovable, arguments, rule, value
 
 
-def add_bias(c: Coupler, node: Node, layers: list[Layer], bias: int | None, dim: int, rank: int) -> None:
+def add_bias(c: Coupler, node: Node, weight: int, layers: list[Layer], bias: int | None, dim: int) -> None:
     """The bias has one entry per output channel: tie it to the layer along `dim`."""
     if bias is None:
         return
     ids = next((layer.reshape(-1) for layer in layers if layer.shape[dim] > 1), None)
-    c.pair(ids, c.along(bias, 0), f"{node.where} adds it to channels that can not go")
+    added = c.along(bias, 0)
+    c.pair(ids, added, against(c, node, "adds it to a product with", weight, ids, bias, added))
 
 
 @rule("aten.linear")
@@ -28,7 +30,7 @@ def linear(c: Coupler, node: Node) -> None:
         layers = contract(c, node, x, f"{lead} i", w, "i", lead)
     else:
         layers = contract(c, node, x, f"{lead} i", w, "o i", f"{lead} o")
-        add_bias(c, node, layers, bias, len(c.shape(x)) - 1, len(c.shape(x)))
+        add_bias(c, node, w, layers, bias, len(c.shape(x)) - 1)
     c.put(node.outputs[0], layers)
 
 
@@ -63,39 +65,89 @@ def addmm(c: Coupler, node: Node) -> None:
     c.put(out, pointwise(c, node, [out, bias], len(c.shape(out))))
 
 
+@rule("aten.bilinear")
+def bilinear(c: Coupler, node: Node) -> None:
+    """`y[.., o] = x1[.., i] w[o, i, j] x2[.., j] + b[o]`."""
+    given = arguments(node)
+    a, b, w, bias = given["input1"].value, given["input2"].value, given["weight"].value, value(given["bias"])
+    names = [f"d{i}" for i in range(len(c.shape(a)) - 1)]
+    lead = " ".join(names)
+    c.consumers.update({(w, 1), (w, 2)})
+    half = contract(c, node, a, f"{lead} i", w, "o i j", f"{lead} o j")
+    middle = c.temporary((*c.shape(a)[:-1], c.shape(w)[0], c.shape(w)[2]), half)
+    layers = contract(c, node, middle, f"{lead} o j", b, f"{lead} j", f"{lead} o")
+    add_bias(c, node, w, layers, bias, len(names))
+    c.put(node.outputs[0], layers)
+
+
+@rule("aten.tensordot")
+def tensordot(c: Coupler, node: Node) -> None:
+    """The named axes of both are summed, in order; what is left stands side by side."""
+    given = arguments(node)
+    a, b = given["self"].value, given["other"].value
+    left = [f"l{i}" for i in range(len(c.shape(a)))]
+    right = [f"r{i}" for i in range(len(c.shape(b)))]
+    for i, j in zip(given["dims_self"], given["dims_other"], strict=True):
+        right[j] = left[i]
+    out = [name for name in left if name not in right] + [name for name in right if name not in left]
+    c.put(node.outputs[0], contract(c, node, a, " ".join(left), b, " ".join(right), " ".join(out)))
+
+
+@rule("aten.cdist")
+def cdist(c: Coupler, node: Node) -> None:
+    """Distances between the rows of `a[.., m, k]` and of `b[.., n, k]`: measured over what is left of `k`."""
+    given = list(arguments(node).values())
+    a, b = given[0].value, given[1].value
+    left, right, out = product_names(len(c.shape(a)), len(c.shape(b)))
+    *lead, k, n = right.split()
+    layers = contract(c, node, a, left, b, " ".join([*lead, n, k]), out)
+    ids = c.along(a, -1)
+    if ids is not None:
+        c.change(ids, f"{node.where} measures distances over these channels")
+    c.put(node.outputs[0], layers)
+
+
 @rule("aten.einsum")
 def einsum(c: Coupler, node: Node) -> None:
-    """Any two-operand einsum without repeated letters; others freeze what they touch."""
+    """Any einsum in which no operand repeats a letter, from left to right, two operands at a time."""
     given = arguments(node)
     operands = [item.value for item in given["tensors"]]
     equation = given["equation"].replace(" ", "")
-    left, _, out = equation.partition("->")
+    terms, out = _spelled(equation, [len(c.shape(item)) for item in operands])
+    if any(len(set(term)) < len(term) for term in terms):
+        raise Unmovable(f"equation {equation!r} repeats a letter in")
+    value, names = operands[0], terms[0]
+    for number in range(1, len(operands)):
+        later = {*out, *(name for term in terms[number + 1 :] for name in term)}
+        sizes = {**dict(zip(terms[number], c.shape(operands[number]), strict=True))}
+        for name, size in zip(names, c.shape(value), strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+        after = [name for name in dict.fromkeys(names + terms[number]) if name in later]
+        left, right = " ".join(names), " ".join(terms[number])
+        layers = contract(c, node, value, left, operands[number], right, " ".join(after))
+        value, names = c.temporary(tuple(sizes[name] for name in after), layers), after
+    gone = [dim for dim, name in enumerate(names) if name not in out]
+    kept = c.avoid(value, gone, f"{node.where} sums over it")
+    order = [names.index(name) for name in out]
+    c.put(
+        node.outputs[0], [layer.permute(*order, *gone).reshape([layer.shape[dim] for dim in order]) for layer in kept]
+    )
+
+
+def _spelled(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
+    """Axis names of every operand and of the result; `...` becomes names aligned on the right."""
+    left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    plain = len(operands) == 2 and out and all(len(set(term)) == len(term) for term in (*terms, out))
-    if plain and "." not in equation:
-        a, b = (" ".join(term) for term in terms)
-        c.put(node.outputs[0], contract(c, node, operands[0], a, operands[1], b, " ".join(out)))
-        return
-    if plain:
-        a, b, names = _name_dots(terms, out, [len(c.shape(item)) for item in operands])
-        c.put(node.outputs[0], contract(c, node, operands[0], a, operands[1], b, names))
-        return
-    for operand in operands:
-        c.freeze_all(operand, f"{node.where} with equation {equation!r} has no rule")
-    c.put(node.outputs[0], ())
-
-
-def _name_dots(terms: list[str], out: str, ranks: list[int]) -> tuple[str, str, str]:
-    """`...` spelled out as axis names, aligned on the right."""
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        right = ("..." if "." in left else "") + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
     spans = [rank - len(term.replace(".", "")) if "." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
-    most = max(spans)
 
-    def spell(term: str, span: int) -> str:
-        dots = [f"e{i}" for i in range(most - span, most)]
+    def spell(term: str, span: int) -> list[str]:
         head, found, tail = term.partition("...")
-        return " ".join([*head, *(dots if found else []), *tail])
+        return [*head, *(f"e{i}" for i in range(max(spans) - span, max(spans)) if found), *tail]
 
-    return spell(terms[0], spans[0]), spell(terms[1], spans[1]), spell(out, most)
+    return [spell(term, span) for term, span in zip(terms, spans, strict=True)], spell(right, max(spans))
 
 
 @rule("aten.outer", "aten.ger")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateurs.capture.graph import Node
+from secateurs.couple.causes import against, fixed
 from secateurs.couple.coupler import Coupler, spread
 from secateurs.couple.rules.registry import Unmovable, arguments, rule
 
@@ -33,11 +34,11 @@ def recurrent(c: Coupler, node: Node) -> None:
     hidden: Tensor | None = None
     for cell in range(cells):
         mine = weights[cell * per_cell : (cell + 1) * per_cell]
-        hidden = _cell(c, node, mine, gates, hidden, incoming if cell < directions else None, cell >= directions)
+        hidden = _cell(c, node, mine, gates, hidden, x, incoming if cell < directions else None, cell >= directions)
     assert hidden is not None
     states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]
     for ref in states:
-        c.pair(c.along(ref.value, -1), hidden, f"{node.where} starts from a state that can not lose units")
+        c.pair(c.along(ref.value, -1), hidden, f"{node.where} starts from {fixed(c, ref.value)}")
         c.avoid(ref.value, range(len(c.shape(ref.value)) - 1), f"{node.where} reads it as layers or batch")
     out = node.outputs[0]
     assert out is not None
@@ -48,7 +49,14 @@ def recurrent(c: Coupler, node: Node) -> None:
 
 
 def _cell(
-    c: Coupler, node: Node, weights: list[int], gates: int, hidden: Tensor | None, incoming: Tensor | None, inner: bool
+    c: Coupler,
+    node: Node,
+    weights: list[int],
+    gates: int,
+    hidden: Tensor | None,
+    x: int,
+    incoming: Tensor | None,
+    inner: bool,
 ) -> Tensor:
     """Tie one direction of one layer; returns the ids of its hidden units."""
     w_ih, w_hh = weights[:2]
@@ -67,7 +75,7 @@ def _cell(
         assert columns is not None
         c.tie(columns.reshape(-1, hidden.numel()), hidden)
     else:
-        c.pair(incoming, columns, f"{node.where} reads features that can not go")
+        c.pair(incoming, columns, against(c, node, "multiplies it with", x, incoming, w_ih, columns))
     return hidden
 
 
@@ -77,10 +85,11 @@ def cell(c: Coupler, node: Node) -> None:
     given = arguments(node)
     gates = GATES[node.op.split(".")[1].removesuffix("_cell")]
     weights = [given[name].value for name in ("w_ih", "w_hh", "b_ih", "b_hh") if given[name] is not None]
-    hidden = _cell(c, node, weights, gates, None, c.along(given["input"].value, -1), False)
+    x = given["input"].value
+    hidden = _cell(c, node, weights, gates, None, x, c.along(x, -1), False)
     states = given["hx"] if isinstance(given["hx"], list) else [given["hx"]]
     for ref in states:
-        c.pair(c.along(ref.value, -1), hidden, f"{node.where} starts from a state that can not lose units")
+        c.pair(c.along(ref.value, -1), hidden, f"{node.where} starts from {fixed(c, ref.value)}")
     for out in node.outputs:
         if out is not None:
             c.put(out, [spread(hidden, -1, len(c.shape(out)))])

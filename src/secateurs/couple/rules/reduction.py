@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from secateurs.capture.graph import Node
 from secateurs.couple.coupler import Coupler, Layer, varying
+from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.convolution import window
 from secateurs.couple.rules.registry import arguments, base_name, elementwise_node, rule
 
@@ -19,6 +22,10 @@ STATISTICS = (
     "std",
     "norm",
     "linalg_vector_norm",
+    "linalg_norm",
+    "linalg_matrix_norm",
+    "aminmax",
+    "count_nonzero",
     "logsumexp",
     "var_mean",
     "std_mean",
@@ -52,11 +59,46 @@ def reduce_layers(c: Coupler, x: int, dims: list[int], keepdim: bool, *, gone: A
 
 @rule("aten.sum", "aten.nansum")
 def total(c: Coupler, node: Node) -> None:
-    """Removed entries count as zero: exact."""
+    """Removed entries count as zero: exact. A sum of weights (demodulation) or of squares is a norm: inexact."""
     given = arguments(node)
     x = node.inputs[0]
     dims = dims_of(given, len(c.shape(x)))
-    c.put(node.outputs[0], reduce_layers(c, x, dims, bool(given.get("keepdim")), gone=lambda layer: None))
+
+    def gone(layer: Layer) -> None:
+        if x in c.static:
+            c.change(layer, f"{node.where} measures the weights themselves over it")
+        elif _is_square(c, x):
+            c.change(layer, f"{node.where} measures lengths over these channels")
+
+    c.put(node.outputs[0], reduce_layers(c, x, dims, bool(given.get("keepdim")), gone=gone))
+
+
+def _is_square(c: Coupler, value: int) -> bool:
+    """Whether the value is a power, a product with itself or an absolute value, so that its sum is a norm."""
+    producer = c.graph.values[value].producer if value >= 0 else None
+    if producer is None:
+        return False
+    node = c.graph.nodes[producer]
+    name = base_name(node.op)
+    return name in ("aten.pow", "aten.square", "aten.abs") or (
+        name == "aten.mul" and len(set(node.inputs)) == 1 < len(node.inputs)
+    )
+
+
+@rule("aten.cosine_similarity", "aten.pairwise_distance")
+def compared(c: Coupler, node: Node) -> None:
+    """One number for two broadcast vectors along `dim` (the last one for distances), with the norms of both in it."""
+    given = arguments(node)
+    a, b = node.inputs[:2]
+    rank = max(len(c.shape(a)), len(c.shape(b)))
+    shape = tuple(torch.broadcast_shapes(c.shape(a), c.shape(b)))  # type: ignore[no-untyped-call]
+    both = c.temporary(shape, pointwise(c, node, [a, b], rank))
+
+    def inexact(layer: Layer) -> None:
+        c.change(layer, f"{node.where} measures lengths over these channels")
+
+    dims = [given.get("dim", -1) % rank]
+    c.put(node.outputs[0], reduce_layers(c, both, dims, bool(given.get("keepdim")), gone=inexact))
 
 
 @rule(*(f"aten.{name}" for name in STATISTICS))

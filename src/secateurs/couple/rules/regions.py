@@ -1,4 +1,4 @@
-"""torchvision's operators on regions: channels pass, boxes are positions."""
+"""Operators on regions: channels pass, boxes and sampling points are positions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def pooled_regions(c: Coupler, node: Node) -> None:
     c.freeze_all(boxes, f"{node.where} takes boxes from it")
     for out in node.outputs:
         c.put(out, [spread(ids, 1, 4)] if ids is not None else [])
+
+
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d")
+def sampled(c: Coupler, node: Node) -> None:
+    """`x[N, C, ..]` read at the points `grid[N, .., 2 or 3]`: channels pass."""
+    x, grid = node.inputs[:2]
+    ids = c.along(x, 1)
+    for layer in c.others(x, [1]):
+        c.freeze(layer, f"{node.where} samples positions of it")
+    c.freeze_all(grid, f"{node.where} takes points from it")
+    c.put(node.outputs[0], [spread(ids, 1, len(c.shape(x)))] if ids is not None else [])
 
 
 @rule("torchvision.nms")

@@ -80,6 +80,7 @@ def apply_rule(c: Coupler, node: Node) -> None:
             raise Unmovable("no rule for the operator")
         found(c, node)
     except Unmovable as reason:
+        c.unruled.add(node.index)
         for number in node.inputs:
             c.freeze_all(number, f"{reason} {node.where}")
         for out in node.outputs:
