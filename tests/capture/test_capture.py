@@ -298,6 +298,28 @@ def test_inputs_without_a_tensor(inputs: object):
         sec.capture(nn.Linear(3, 2), inputs)
 
 
+@pytest.mark.parametrize("how", ["auto", "traced", "exported", "recorded"])
+def test_empty_batches_are_refused(how: str):
+    with pytest.raises(sec.InputError, match=r"inputs are empty.*\(0, 4\).*batch of at least one"):
+        sec.capture(Twice(), torch.zeros(0, 4), how=how)
+    with pytest.raises(sec.InputError, match=r"\(0, 7, 5\), \(0, 7, 1\)"):
+        sec.capture(Nested(), ({"tokens": torch.zeros(0, 7, 5)},), kwargs={"mask": torch.zeros(0, 7, 1)}, how=how)
+
+
+def test_a_tensor_that_starts_empty_beside_others_is_none_of_our_business():
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, past: Tensor) -> Tensor:
+            return self.linear(torch.cat([past, x], 1))
+
+    for how in ("traced", "exported", "recorded"):
+        graph = sec.capture(Remembers(), (torch.zeros(1, 3, 4), torch.zeros(1, 0, 4)), how=how)
+        assert graph.values[graph.outputs[0]].shape == (1, 3, 2)
+
+
 def test_model_that_fails_on_the_inputs():
     with pytest.raises(sec.CaptureError, match=r"ConvNet fails on the example inputs.*\(1, 5, 8, 8\)") as refusal:
         sec.capture(ConvNet(), torch.zeros(1, 5, 8, 8))

@@ -128,11 +128,10 @@ class Graph:
 
     `unread` are parameters and buffers that the run did not read. `output` is the model's own output structure (tuples,
     lists, dicts) with `Ref` in place of tensors. `how` says how it was captured: `"traced"` (abstractly, no data looked
-    at) or `"recorded"` (one real run, decisions that depend on data are baked in and listed in `notes`). `constants`
-    holds the data of constant leaves, `known` the contents of small integer values that no input reaches (index
-    tables), and `decisions`, of a recorded run only, the outputs of nodes that turned floating-point data into integers
-    or booleans. `modules` maps module paths to the names of their classes. `calling` says what every argument of the
-    captured call was, None if that is not known.
+    at), `"exported"` (the same, by `torch.export`) or `"recorded"` (one real run, decisions that depend on data are
+    baked in and listed in `notes`). `constants` holds the data of constant leaves, `known` the contents of small
+    integer values that no input reaches (index tables), and `decisions`, of a recorded run only, the outputs of nodes
+    that turned floating-point data into integers or booleans. `modules` maps module paths to the names of their
     """
 
     nodes: tuple[Node, ...]
@@ -145,7 +144,7 @@ class Graph:
     known: Mapping[int, Tensor] = field(default_factory=dict, repr=False)
     decisions: tuple[Decision, ...] = field(default=(), repr=False)
     modules: Mapping[str, str] = field(default_factory=dict, repr=False)
-    how: Literal["traced", "recorded"] = "traced"
+    how: Literal["traced", "exported", "recorded"] = "traced"
     notes: tuple[str, ...] = ()
     calling: Calling | None = None
 

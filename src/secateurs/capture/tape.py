@@ -10,7 +10,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -43,6 +43,7 @@ class Tape:
     turn: int = 0
     fake: Any = None
     module_path: list[str] = field(default_factory=list)
+    line: str | None = None
     _index_of: dict[int, int] = field(default_factory=dict)
     _made: dict[Any, int] = field(default_factory=dict)
     _alive: list[Any] = field(default_factory=list)
@@ -119,7 +120,8 @@ class Tape:
             if out is not None and item.layout == torch.strided:
                 self._made[_memory(item)] = out
         path = self.module_path[-1] if self.module_path else ""
-        self.nodes.append(Node(index, op, arguments, keywords, outputs, listed, path, _user_line()))
+        line = users_line(_stack()) if self.line is None else self.line
+        self.nodes.append(Node(index, op, arguments, keywords, outputs, listed, path, line))
 
 
 class TapeMode(SchemaCheckMode):
@@ -226,15 +228,20 @@ _HOST_READS = {
 }
 
 
-def _user_line() -> str:
-    """`file.py:12: code` of the innermost frame that is neither PyTorch's nor ours."""
+def _stack() -> Iterator[tuple[str, int]]:
+    """File names and line numbers of the running frames, innermost first."""
     frame = sys._getframe(2)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH_FOLDER, _OUR_FOLDER, "<")):
-            code = linecache.getline(name, frame.f_lineno).strip()
-            return f"{os.sep.join(name.split(os.sep)[-2:])}:{frame.f_lineno}" + (f": {code}" if code else "")
+        yield frame.f_code.co_filename, frame.f_lineno
         if frame.f_back is None:
             break
         frame = frame.f_back
+
+
+def users_line(frames: Iterable[tuple[str, int]]) -> str:
+    """`file.py:12: code` of the first frame that is neither PyTorch's nor ours."""
+    for name, line in frames:
+        if not name.startswith((_TORCH_FOLDER, _OUR_FOLDER, "<")):
+            code = linecache.getline(name, line).strip()
+            return f"{os.sep.join(name.split(os.sep)[-2:])}:{line}" + (f": {code}" if code else "")
     return ""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
@@ -25,12 +26,13 @@ from secateurs.base.errors import CaptureError, InputError, explain
 from secateurs.capture.bind import Calling, Parameters
 from secateurs.capture.caches import forget_fakes
 from secateurs.capture.copying import copied
+from secateurs.capture.exported import export
 from secateurs.capture.fold import fold_constants
 from secateurs.capture.graph import Decision, Graph, Input, Leaf
 from secateurs.capture.refuse import refuse_hidden_tensors, refuse_scripts
 from secateurs.capture.tape import ModulePaths, Tape, TapeMode
 
-How = Literal["auto", "traced", "recorded"]
+How = Literal["auto", "traced", "exported", "recorded"]
 
 _LOOKS_AT_DATA = (
     fake_tensor.DataDependentOutputException,
@@ -51,21 +53,34 @@ def capture(
     """Run `model` once on `example_inputs` and return what it did.
 
     `example_inputs` is a tensor or a tuple of positional arguments, `kwargs` the keyword arguments; each may nest
-    tensors in lists, tuples and dicts. `how="traced"` insists on an abstract run, `"recorded"` on a real one, `"auto"`
-    traces and falls back to recording, which the graph's `how` and `notes` then say. With `replay`, a recorded run
-    follows these decisions in place of its own.
+    tensors in lists, tuples and dicts. `how="traced"` insists on an abstract run, `"recorded"` on a real one,
+    `"exported"` on the program that `torch.export.export(strict=False)` makes of the model; `"auto"` traces and falls
+    back to recording, which the graph's `how` and `notes` then say. With `replay`, a recorded run follows these
+    decisions in place of its own.
 
-    Raises `InputError` when `model` is not a module, its parameters are not finite or the inputs hold no tensor, and
-    `CaptureError` when the model itself fails on the inputs.
+    Raises `InputError` when `model` is not a module, its parameters are not finite or the inputs hold no entry, and
+    `CaptureError` when the model itself fails on the inputs, or can not be captured in the way that was insisted on.
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
+    if how not in get_args(How):
+        raise InputError(
+            explain(f"There is no way to capture named {how!r}", next_step=f"use {', '.join(get_args(How))}")
+        )
     if how != "recorded":
         try:
-            return _run(model, args, keywords, real=False, replay=None)
+            return _run(model, args, keywords, how="exported" if how == "exported" else "traced", replay=None)
         except _LOOKS_AT_DATA as error:
             reason = str(error).strip().split("\n")[0]
         except Exception as error:  # noqa: BLE001  whatever stops the abstract run, a real one decides
             reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        if how == "exported":
+            raise CaptureError(
+                explain(
+                    f"{type(model).__name__} can not be captured through torch.export",
+                    evidence=reason[:500],
+                    next_step="use how='auto', which needs no export",
+                )
+            )
         if how == "traced":
             raise CaptureError(
                 explain("The model cannot be traced without data", evidence=reason, next_step="use how='recorded'")
@@ -74,7 +89,7 @@ def capture(
     else:
         note = "recorded from one real run, as asked"
     try:
-        return _run(model, args, keywords, real=True, replay=replay, note=note)
+        return _run(model, args, keywords, how="recorded", replay=replay, note=note)
     except CaptureError:
         raise
     except Exception as error:
@@ -96,7 +111,9 @@ def check_inputs(
         raise InputError(
             explain(
                 f"The model is a {type(model).__name__}, not a torch.nn.Module",
-                next_step="pass an instance of nn.Module",
+                next_step="pass the module that was exported, with how='exported'"
+                if isinstance(model, ExportedProgram)
+                else "pass an instance of nn.Module",
             )
         )
     args = example_inputs if isinstance(example_inputs, tuple) else () if example_inputs is None else (example_inputs,)
@@ -109,6 +126,15 @@ def check_inputs(
                 "The example inputs hold no tensor",
                 evidence=f"got {type(example_inputs).__name__}",
                 next_step="pass a tensor, or a tuple with the model's positional arguments",
+            )
+        )
+    tensors = [item for item in pytree.tree_leaves((args, keywords)) if isinstance(item, Tensor)]
+    if not any(item.numel() for item in tensors):
+        raise InputError(
+            explain(
+                "The example inputs are empty",
+                evidence=f"shapes {', '.join(str(tuple(item.shape)) for item in tensors)}",
+                next_step="pass inputs with entries: a batch of at least one",
             )
         )
     for name, parameter in model.named_parameters():
@@ -141,40 +167,49 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    real: bool,
+    how: Literal["traced", "exported", "recorded"],
     replay: tuple[Decision, ...] | None,
     note: str = "",
 ) -> Graph:
     tape = Tape(replay=replay)
-    fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    fake = None if how == "recorded" else FakeTensorMode(allow_non_fake_inputs=True)
     watched = weakref.ref(fake) if fake is not None else None
+    exporter = weakref.ref(model) if how == "exported" else watched  # export's own mode is not ours to watch
     try:
-        return _recorded(model, tape, args, kwargs, fake, note)
+        return _recorded(model, tape, args, kwargs, fake, how, note)
     finally:
         tape.clear()
         del fake
-        if watched is not None:
-            forget_fakes(model, watched)
+        if exporter is not None:
+            forget_fakes(model, exporter)
 
 
 def _recorded(
-    model: nn.Module, tape: Tape, args: tuple[Any, ...], kwargs: dict[str, Any], fake: FakeTensorMode | None, note: str
+    model: nn.Module,
+    tape: Tape,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    fake: FakeTensorMode | None,
+    how: Literal["traced", "exported", "recorded"],
+    note: str,
 ) -> Graph:
-    real = fake is None
     twin = share_tensors(model)
     kept = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()}
     versions = {name: buffer._version for name, buffer in twin.named_buffers()}
     tape.fake = fake
     try:
-        with _quiet_run(model, twin), fake or _nothing(), enable_python_dispatcher():
+        with _quiet_run(model, twin), ExitStack() as stack:
+            play = export(twin, args, kwargs, tape, plain_output) if how == "exported" else twin
+            stack.enter_context(fake or _nothing())
+            stack.enter_context(enable_python_dispatcher())
             if fake is not None:
                 args, kwargs = pytree.tree_map_only(Tensor, _without_data, (args, kwargs))
             else:
                 args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
             inputs = _number_inputs(tape, model, args, kwargs)
             calling = Calling.of(model, args, kwargs, tape.read)
-            with ModulePaths(twin, tape), TapeMode(tape, decisions=real):
-                result = twin(*args, **kwargs)
+            with ModulePaths(twin, tape), TapeMode(tape, decisions=fake is None):
+                result = play(*args, **kwargs)
             output = tape.read(plain_output(result))
     finally:
         with torch.no_grad():
@@ -195,7 +230,7 @@ def _recorded(
         constants=constants,
         decisions=tuple(tape.decisions),
         modules={name: type(module).__name__ for name, module in twin.named_modules()},
-        how="recorded" if real else "traced",
+        how=how,
         notes=(note,) if note else (),
     )
     if not graph.outputs:

@@ -324,11 +324,11 @@ def _check_as_it_runs(
 
 def _any_batch(model: nn.Module, graph: Graph, small: Graph, args: tuple[Any, ...], keywords: dict[str, Any]) -> Graph:
     """The graph with sizes that follow the batch, if the model runs on doubled inputs with the same operators."""
-    if graph.how != "traced":
+    if graph.how == "recorded":
         return small
     try:
         twin_args, twin_keywords = doubled((args, keywords))
-        twice = capture(model, twin_args, kwargs=twin_keywords, how="traced")
+        twice = capture(model, twin_args, kwargs=twin_keywords, how=graph.how)
     except CaptureError:
         return small
     return generalised(small, graph, twice) or small
