@@ -132,6 +132,7 @@ class Graph:
     baked in and listed in `notes`). `constants` holds the data of constant leaves, `known` the contents of small
     integer values that no input reaches (index tables), and `decisions`, of a recorded run only, the outputs of nodes
     that turned floating-point data into integers or booleans. `modules` maps module paths to the names of their
+    classes. `calling` says what every argument of the captured call was, None if that is not known.
     """
 
     nodes: tuple[Node, ...]
