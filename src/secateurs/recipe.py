@@ -37,6 +37,7 @@ from secateurs.deliver.inputs import parse
 from secateurs.deliver.request import FORMAT, FromPython, plain
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
+from secateurs.train.penalty import Penalty
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def _finetune(data: Any) -> FineTune:
         given["loss"] = NamedLoss(str(given["loss"]))
     if given.get("distil") is not None:
         given["distil"] = Distill(**_mapping(given["distil"]))
+    if given.get("penalty") is not None:
+        given["penalty"] = Penalty(**_mapping(given["penalty"]))
     if "milestones" in given:
         given["milestones"] = tuple(given["milestones"])
     return FineTune(**given)
@@ -151,6 +154,7 @@ _SECTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("budget",): tuple(field.name for field in fields(Budget)),
     ("finetune",): tuple(field.name for field in fields(FineTune)),
     ("finetune", "distil"): tuple(field.name for field in fields(Distill)),
+    ("finetune", "penalty"): tuple(field.name for field in fields(Penalty)),
 }
 
 

@@ -97,6 +97,7 @@ class Batches:
                     next_step="pass a DataLoader or a list of batches",
                 )
             )
+        self.whole = data
         self._seed, self._rank, self._world = seed, rank, world
         self._slice = False
         self._data = self._shared_out(data) if world > 1 else data

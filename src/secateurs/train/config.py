@@ -11,6 +11,7 @@ from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
 from secateurs.train.distill import Distill
+from secateurs.train.penalty import Penalty
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -25,7 +26,8 @@ class FineTune:
     """How to train a cut model.
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
-    `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion.
+    `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
+    price on large weights.
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -59,6 +61,7 @@ class FineTune:
     gamma: float = 0.1
     loss: str | Callable[..., Any] = "cross_entropy"
     distil: Distill | None = None
+    penalty: Penalty | None = None
     batches: int | None = None
     patience: int | None = None
     keep: str = "last"
@@ -101,7 +104,9 @@ class FineTune:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DECIDES_NOTHING}
         data["milestones"] = list(self.milestones)
-        data["distil"] = self.distil.identity() if self.distil is not None else None
+        for part in ("distil", "penalty"):
+            given = getattr(self, part)
+            data[part] = given.identity() if given is not None else None
         if not isinstance(self.loss, str):
             data["loss"] = _callable_name(self.loss)
         return data

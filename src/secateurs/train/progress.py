@@ -10,7 +10,8 @@ from typing import Any
 class EpochRow:
     """One epoch, counted from 1: mean training loss per row, last learning rate, metric after it, wall-clock seconds.
 
-    `seconds` includes the evaluation. After a resume it is the time actually spent on the batches that count.
+    `loss` is without the penalty; `penalty`, if there is one, is what was added to it after the last batch. `seconds`
+    includes the evaluation. After a resume it is the time actually spent on the batches that count.
     """
 
     epoch: int
@@ -18,6 +19,7 @@ class EpochRow:
     lr: float
     metric: float | None
     seconds: float
+    penalty: float | None = None
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Progress:
     best_epoch: int | None = None
     stopped_early: bool = False
     finished: bool = False
+    strength: float | None = None
     history: list[EpochRow] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:

@@ -20,12 +20,14 @@ from torch.optim import Optimizer
 from secateurs.base.batches import Batches, derive, reseed, rows, split
 from secateurs.base.errors import TrainError, explain
 from secateurs.base.loss import Loss, describe, losses
+from secateurs.base.seeds import seeded
 from secateurs.train import checkpoint
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation
 from secateurs.train.evaluate import checked_metric
 from secateurs.train.failure import brief
 from secateurs.train.failure import run as forward_pass
+from secateurs.train.penalty import Penalty, balanced
 from secateurs.train.place import buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
 from secateurs.train.schedule import factor
@@ -107,6 +109,9 @@ class Run:
     def begin(self) -> None:
         """Start from nothing: a checkpoint of an earlier run in the folder is replaced."""
         self.progress.finished = self.config.epochs == 0
+        penalty = self.config.penalty
+        if penalty is not None and not self.progress.finished:
+            self.progress.strength = self._strength(penalty)
         self._save()
 
     def train(self) -> None:
@@ -152,7 +157,9 @@ class Run:
         buffers_from_first(self.fabric, self.student)
         metric = self._metric()
         seconds = earlier + time.perf_counter() - started
-        row = EpochRow(progress.epoch + 1, progress.loss_sum / progress.rows, lr, metric, seconds)
+        price = self._penalty()
+        paid = None if price is None else float(price.detach())
+        row = EpochRow(progress.epoch + 1, progress.loss_sum / progress.rows, lr, metric, seconds, paid)
         if progress.close_epoch(row, self.config.patience, self.config.epochs) and self.config.keep == "best":
             self.best = self._tensors("best/")
         if progress.finished or progress.epoch % self.config.checkpoint_epochs == 0:
@@ -174,12 +181,27 @@ class Run:
             loss = loss * (own * self.fabric.world_size / count)
         value = total(self.fabric, float(loss.detach())) / self.fabric.world_size
         self._check_finite(value, place)
+        price = self._penalty()
+        loss = loss if price is None else loss + price
         self.fabric.backward(loss)
         if self.config.clip_norm is not None:
             self.fabric.clip_gradients(self._wrapped, self._stepper, max_norm=self.config.clip_norm)
         self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
         return value, count
+
+    def _strength(self, penalty: Penalty) -> float:
+        """The penalty's weight; measured by the first process if it is to balance the loss."""
+        if not isinstance(penalty.strength, str):
+            return float(penalty.strength)
+        with seeded(derive(self.config.seed, "balance")):
+            measured = balanced(penalty, self.student, self.batches.whole, self._loss, self.config.seed)
+        return from_first(self.fabric, measured)
+
+    def _penalty(self) -> Tensor | None:
+        """What is added to the loss at the student's present weights; the same in every process."""
+        penalty, strength = self.config.penalty, self.progress.strength
+        return None if penalty is None or strength is None else strength * penalty.value(self.student)
 
     def _loss_of(self, outputs: Any, target: Any, place: str) -> Tensor:
         try:
