@@ -29,6 +29,7 @@ from secateurs.capture.copying import copied
 from secateurs.capture.exported import export
 from secateurs.capture.fold import fold_constants
 from secateurs.capture.graph import Decision, Graph, Input, Leaf
+from secateurs.capture.modes import eval_mode
 from secateurs.capture.refuse import refuse_hidden_tensors, refuse_scripts
 from secateurs.capture.tape import ModulePaths, Tape, TapeMode
 
@@ -256,19 +257,14 @@ def _quiet_run(model: nn.Module, twin: nn.Module) -> Iterator[None]:
     chatter.disabled = True
     torch.backends.mha.set_fastpath_enabled(False)
     random = torch.get_rng_state()
-    flags = [(module, module.training) for module in model.modules()]
-    for module, _ in flags:
-        module.training = False
     twin.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         chatter.disabled = loud
         torch.set_rng_state(random)
-        for module, training in flags:
-            module.training = training
 
 
 def share_tensors(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from secateurs.base.errors import CaptureError, InputError, PlanError, ProofError, explain
 from secateurs.capture.batch import doubled, generalised
 from secateurs.capture.graph import Graph, Node
+from secateurs.capture.modes import eval_mode
 from secateurs.capture.run import operator
 from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
 from secateurs.choose.plan import Plan
@@ -51,8 +52,11 @@ def cut(model: nn.Module, plan: Plan, example_inputs: Any, kwargs: Mapping[str, 
     """A new, smaller model without what `plan` removes; `model` is not touched.
 
     The result is of the caller's own class with smaller tensors, or, where that class can not run with them, a
-    `GraphModule`. Eval mode. Raises `PlanError` if the plan was made for another model and `ProofError`, naming the
-    first node that differs, if the result does not compute what the original computes with those channels silenced.
+    `GraphModule`. Its modules are in training or eval mode as those of `model` are, by name; in a `GraphModule`, which
+    has fewer of them, the mode of `model` itself decides for all but batch norms. Proofs are made in eval mode.
+
+    Raises `PlanError` if the plan was made for another model and `ProofError`, naming the first node that differs, if
+    the result does not compute what the original computes with those channels silenced.
     """
     return cut_detailed(model, plan, example_inputs, kwargs).model
 
@@ -148,13 +152,15 @@ def apply(
 
     if form != "graph":
         native = sliced_copy(model, slicer)
-        native.eval()
         why, found = _make_native(native, graph, small, args, keywords)
         if found is not None:
             return Made(native, "native", "", groups, alive, small, found)
     tensors = {name: slicer(name, tensor) for name, tensor in _tensors(model).items()}
     general = _any_batch(model, graph, small, args, keywords)
     module = _graph_form(general, tensors, why)
+    modes = {name: part.training for name, part in model.named_modules()}
+    for name, part in module.named_modules():
+        part.training = modes.get(name, model.training)
     for name, parameter in model.named_parameters():
         module.get_parameter(name).requires_grad_(parameter.requires_grad)
     return Made(module, "graph", why, groups, alive, small)
@@ -308,7 +314,8 @@ def _check_as_it_runs(
     buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
     try:
-        result = plain_output(twin(*given_args, **given_keywords))
+        with eval_mode(model):  # a patched `forward` of the twin may call the original's submodules
+            result = plain_output(twin(*given_args, **given_keywords))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ProofError(explain(f"{what}: it does not run", evidence=f"{type(error).__name__}: {error}")) from error
     finally:
