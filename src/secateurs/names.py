@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from secateurs.base.errors import UnknownNameError, explain
+from secateurs.base.errors import UnknownNameError, explain, nearest
 from secateurs.choose.search import SEARCHES
 from secateurs.couple.rules import RULES
 from secateurs.device import devices
@@ -25,8 +25,13 @@ def names(kind: str) -> list[str]:
     Raises `UnknownNameError`.
     """
     if kind not in KINDS:
+        close = nearest(kind, KINDS)
         raise UnknownNameError(
-            explain(f"There is no list of {kind!r}", next_step=f"ask for one of {', '.join(sorted(KINDS))}")
+            explain(
+                f"There is no list of {kind!r}",
+                evidence=f"there are {', '.join(sorted(KINDS))}",
+                next_step=f"did you mean {close[0]!r}?" if close else "ask for one of these",
+            )
         )
     return KINDS[kind]()
 

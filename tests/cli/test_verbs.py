@@ -202,7 +202,7 @@ REFUSALS = [
     (["export", "--out", "x.onnx"], "No model is named"),
     (["export", "nowhere", "--out", "x.onnx"], "not a Secateurs artifact"),
     (["measure", "--model", "toy:Net", *INPUT, "--device", "gpu9"], "no device named 'gpu9'"),
-    (["list", "criterions"], "criteria"),
+    (["list", "criterions"], "did you mean 'criteria'"),
 ]
 
 

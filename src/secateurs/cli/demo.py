@@ -32,7 +32,9 @@ KEEP = 0.5
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="Folder for the artifact and the two ONNX files.")] = "secateurs-demo",
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder for the artifact and the two ONNX files.")
+    ] = "secateurs-demo",
     epochs: Annotated[int, typer.Option(help="Epochs of training before the cut.")] = 8,
     seed: Seed = 0,
     json: AsJson = False,

@@ -13,9 +13,10 @@ from secateurs.deliver.onnx import export_onnx
 
 
 def export(
-    out: Annotated[str, typer.Option(help="The ONNX file to write.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="The ONNX file to write.")],
     artifact: Annotated[
-        str | None, typer.Argument(help="Folder written by `secateurs prune`; else --model itself.")
+        str | None,
+        typer.Argument(metavar="ARTIFACT", help="Folder written by `secateurs prune --out`; else --model itself."),
     ] = None,
     model: OptionalFactory = None,
     weights: Weights = None,

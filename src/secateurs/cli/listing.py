@@ -18,7 +18,9 @@ OPS_NOTE = (
 
 
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help="criteria, devices, searches or ops; all if left out.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="criteria, devices, searches or ops; all if left out.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Print the names of criteria, devices, searches and operators."""

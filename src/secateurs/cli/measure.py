@@ -14,12 +14,13 @@ from secateurs.device import measure as time_one
 
 def measure(
     artifact: Annotated[
-        str | None, typer.Argument(help="Folder written by `secateurs prune`; else --model itself.")
+        str | None,
+        typer.Argument(metavar="ARTIFACT", help="Folder written by `secateurs prune --out`; else --model itself."),
     ] = None,
     model: OptionalFactory = None,
     weights: Weights = None,
     input: Inputs = None,
-    device: Annotated[str, typer.Option(help="Runtime; see `secateurs list devices`.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Runtime; see `secateurs list devices`.")] = "onnxruntime",
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds; each times every model once.")] = 30,
     seed: Seed = 0,
