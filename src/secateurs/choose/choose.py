@@ -175,7 +175,7 @@ def _decision(
         elif widths is not None and widths.step(group) > 1:
             why += f", in steps of {widths.step(group)}"
     if group.inexact_because is not None and group.frozen is None:
-        why += f"; the rest changes a little: {group.inexact_because}"
+        why += f"; removing any changes the rest: {group.inexact_because}"
     row = () if scores is None or group.name not in scores else tuple(scores[group.name].tolist())
     return GroupDecision(group.name, group.size, kept, why, row, group.frozen is not None)
 

@@ -83,7 +83,7 @@ class Coupler:
                 self.holding.add(self.node)
 
     def change(self, ids: Tensor, why: str) -> None:
-        """Removing one of these changes the others a little (statistics over the axis)."""
+        """Removing one of these changes the others (statistics over the axis)."""
         self.inexact.append((ids.reshape(-1), why))
         self.inexact_nodes.add(self.node)
 

@@ -45,7 +45,7 @@ class ChannelGroup:
     """`size` units that live and die on their own, on the axes of `members`.
 
     `frozen` is None, or why none of them may be removed, naming the operator and the user's line. `exact` is False
-    when a normalisation runs over the removed axis, so that the rest changes a little; `inexact_because` says which.
+    when a norm or another statistic runs over the removed axis, so that the rest changes; `inexact_because` says which.
     """
 
     name: str

@@ -56,7 +56,9 @@ def repair_known(model: nn.Module) -> None:
             module.normalized_shape = shape
         elif isinstance(module, nn.GroupNorm) and shape:
             module.num_channels = shape[0]
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, nn.Bilinear):
+            module.out_features, module.in1_features, module.in2_features = shape
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
             module.num_embeddings, module.embedding_dim = shape
         elif isinstance(module, nn.PReLU):
             module.num_parameters = shape[0]

@@ -44,7 +44,7 @@ class Proof:
 
     `worst` is the largest absolute difference on any output, relative to the largest absolute value of that output,
     computed in `dtype`. `nodes` compared one by one with the re-captured graph; `macs` counted and predicted.
-    `exact` is False when a normalisation ran over a removed axis.
+    `exact` is False when a norm or another statistic ran over a removed axis.
     """
 
     worst: float

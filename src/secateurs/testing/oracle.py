@@ -83,6 +83,9 @@ def _ignore(module: nn.Module, gone: Gone) -> None:
         blank(module.weight, 0)
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
         blank(module.weight, 1)
+    elif isinstance(module, nn.Bilinear):
+        blank(module.weight, 1)
+        blank(module.weight, 2)
     elif isinstance(module, layers.BareConv):
         blank(module.kernel, 1)
     elif isinstance(module, (unusual.EinsumLinear, unusual.SlimmableConv)):
