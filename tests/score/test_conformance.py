@@ -31,6 +31,22 @@ class TestApoz(CriterionConformance):
     options: ClassVar = {"eps": 0.3}
 
 
+class TestBnScale(CriterionConformance):
+    """Most of the networks have no batch norm."""
+
+    criterion = "bn_scale"
+    options: ClassVar = {"without": "l2"}
+
+
+class TestFpgm(CriterionConformance):
+    criterion = "fpgm"
+
+
+class TestFpgmOfDirections(CriterionConformance):
+    criterion = "fpgm"
+    options: ClassVar = {"distance": "cosine"}
+
+
 class TestRandom(CriterionConformance):
     criterion = "random"
     looks_at_model = False
