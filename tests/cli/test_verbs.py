@@ -249,6 +249,16 @@ def test_wrong_options_exit_2(run: Run) -> None:
 
 
 @pytest.mark.medium
+def test_output_that_nobody_reads_is_not_a_budget_that_is_not_met() -> None:
+    command = [sys.executable, "-m", "secateurs.cli", "list", "ops"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.medium
 def test_version_and_the_command_itself() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "secateurs.cli", "--version"], capture_output=True, text=True, check=True, timeout=120

@@ -1,6 +1,7 @@
 """Puts the verbs together and turns what happens into an exit code.
 
-0 done, 1 done and the budget is not met, 2 refused, 3 an error that is no refusal (in the user's code, or a bug).
+0 done, 1 done and the budget is not met, 2 refused, 3 an error that is no refusal (in the user's code, or a bug); as
+shells have it, 130 interrupted and 141 when nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from secateurs._version import __version__
 from secateurs.base.errors import SecateursError
 from secateurs.cli import console, demo, export, inspect, listing, measure, prune
 
-DONE, REFUSED, CRASHED, INTERRUPTED = 0, 2, 3, 130
+DONE, REFUSED, CRASHED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141
 
 app = typer.Typer(
     name="secateurs",
@@ -70,10 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ended(end: SystemExit, as_json: bool) -> int:
-    """The exit code of what Typer ended: help, an interruption, or an option that does not exist."""
+    """The exit code of what Typer ended: help, an interruption, a closed pipe, or an option that does not exist."""
     cause = end.__context__
     if isinstance(cause, typer.Abort):
         return INTERRUPTED
+    if isinstance(cause, BrokenPipeError):
+        return UNREAD
     if as_json and end.code == REFUSED and cause is not None and hasattr(cause, "format_message"):
         console.show_json({"refused": cause.format_message(), "kind": type(cause).__name__})
     return int(end.code or DONE)
