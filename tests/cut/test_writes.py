@@ -24,7 +24,7 @@ class Writer(nn.Module):
         self.write = write
 
     def forward(self, x: Tensor) -> Tensor:
-        o, y = torch.relu(self.a(x)), torch.tanh(self.b(x))
+        o, y = self.a(x).abs(), torch.tanh(self.b(x))
         self.write(o, y)
         return self.c(o)
 
