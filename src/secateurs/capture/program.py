@@ -104,12 +104,14 @@ class Program:
     def branch(self, state: State) -> State:
         """An independent continuation: whatever the rest of the run writes in place is copied, aliases together."""
         written = self._written[state.position]
-        copies: dict[int, Tensor] = {}
+        copies: dict[int, torch.UntypedStorage] = {}
         values: dict[int, Tensor] = {}
         for value, tensor in state.values.items():
             storage = self.graph.values[value].storage
             if storage in written:
-                tensor = _copied(tensor, copies.setdefault(storage, _memory(tensor)))
+                if storage not in copies:
+                    copies[storage] = tensor.detach().untyped_storage().clone()  # type: ignore[no-untyped-call]
+                tensor = _in(copies[storage], tensor)
             values[value] = tensor
         return State(values, state.position)
 
@@ -129,14 +131,10 @@ class Program:
         return tensor.clone() if self.graph.values[value].storage in self._written[position] else tensor
 
 
-def _memory(tensor: Tensor) -> Tensor:
-    """A copy of all the memory that a tensor looks into, as a flat tensor."""
-    whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.detach().untyped_storage())
-    return whole.clone()
-
-
-def _copied(tensor: Tensor, memory: Tensor) -> Tensor:
-    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+def _in(memory: torch.UntypedStorage, tensor: Tensor) -> Tensor:
+    """What the tensor is, in a copy of its memory."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 class Programs:
@@ -173,16 +171,16 @@ class Programs:
     def batch_axes(self, inputs: Any) -> dict[int, BatchAxis]:
         """`{value: where its samples lie}` for every value that follows the batch, for inputs like these.
 
-        Found by capturing with all inputs doubled and, where a value holds several entries per sample, by changing one
-        sample and looking at what changes. Values whose samples cannot be told apart are left out. Raises `InputError`
-        when the model does not take inputs twice as long.
+        Found by capturing with all inputs doubled, changing one sample and looking at what changes. Values whose
+        samples cannot be told apart, or that mix samples, are left out. Raises `InputError` when the model does not
+        take inputs twice as long.
         """
         args, keywords = check_call(self.model, inputs)
         key = _key(args, keywords)
         if key not in self._axes:
             program, given = self.program(inputs)
-            twice = self._make(*doubled((args, keywords))).graph
-            self._axes[key] = _batch_axes(program, twice, given)
+            twice = self._make(*doubled((args, keywords)))
+            self._axes[key] = _batch_axes(program.graph, twice, given)
         return self._axes[key]
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Programs:
@@ -254,35 +252,24 @@ class BatchAxis:
         return first.reshape(-1, self.entries, *first.shape[1:])
 
 
-def _batch_axes(program: Program, twice: Graph, given: Sequence[Tensor]) -> dict[int, BatchAxis]:
-    once = program.graph
+def _batch_axes(once: Graph, twice: Program, given: Sequence[Tensor]) -> dict[int, BatchAxis]:
     samples = {tensor.shape[0] for tensor in given if tensor.dim()}
-    found: dict[int, BatchAxis] = {}
     if len(samples) != 1:
-        return found
+        return {}
     count = samples.pop()
-    unclear: list[int] = []
-    for a, b in zip(once.values, twice.values, strict=False):
+    found: dict[int, BatchAxis] = {}
+    for a, b in zip(once.values, twice.graph.values, strict=False):
         grown = [dim for dim, (x, y) in enumerate(zip(a.shape, b.shape, strict=False)) if y != x]
         if len(grown) != 1 or len(a.shape) != len(b.shape):
             continue
         size = a.shape[grown[0]]
         if b.shape[grown[0]] == 2 * size and size % count == 0:
             found[a.index] = BatchAxis(grown[0], size // count)
-            if size > count > 1:
-                unclear.append(a.index)
-    if unclear:
-        minor, lost = _interleaved(program, given, {value: found[value] for value in unclear})
-        found.update({value: replace(found[value], minor=True) for value in minor})
-        for value in lost:
-            del found[value]
-    return found
+    return _confirmed(twice, [torch.cat([tensor, tensor]) if tensor.dim() else tensor for tensor in given], found)
 
 
-def _interleaved(
-    program: Program, given: Sequence[Tensor], axes: Mapping[int, BatchAxis]
-) -> tuple[list[int], list[int]]:
-    """Values whose samples are interleaved, and values that are neither: found by changing the first sample."""
+def _confirmed(program: Program, given: Sequence[Tensor], axes: Mapping[int, BatchAxis]) -> dict[int, BatchAxis]:
+    """The axes along which nothing but the first sample's entries moves when that sample changes."""
     changed = [tensor.clone() for tensor in given]
     for tensor in changed:
         if tensor.dim() and tensor.is_floating_point():
@@ -295,22 +282,48 @@ def _interleaved(
 
         def note(value: int, tensor: Tensor) -> None:
             if value in axes:
-                rows[value] = tensor.movedim(axes[value].dim, 0).flatten(1).double().sum(1)
+                rows[value] = _fingerprints(tensor.detach().movedim(axes[value].dim, 0).flatten(1))
 
         with torch.no_grad():
-            program.run(program.begin(inputs), made=note)
+            state = program.begin(inputs)
+            for value, tensor in state.values.items():
+                note(value, tensor)
+            program.run(state, made=note)
         return rows
 
     before, after = rows_of(given), rows_of(changed)
-    minor: list[int] = []
-    lost: list[int] = []
+    moving = follows_inputs(program.graph)
+    found: dict[int, BatchAxis] = {}
     for value, axis in axes.items():
-        moved = (before[value] != after[value]).nonzero().flatten()
-        block = bool((moved < axis.entries).all())
-        step = bool((moved % (before[value].numel() // axis.entries) == 0).all())
-        if not block:
-            (minor if step else lost).append(value)
-    return minor, lost
+        if value not in before:
+            continue
+        same = (before[value] == after[value]) | (before[value].isnan() & after[value].isnan())
+        moved = (~same).nonzero().flatten()
+        if not moved.numel() and axis.entries > 1 and value in moving:
+            continue
+        if bool((moved < axis.entries).all()):
+            found[value] = axis
+        elif bool((moved % (before[value].numel() // axis.entries) == 0).all()):
+            found[value] = replace(axis, minor=True)
+    return found
 
 
-__all__ = ["BatchAxis", "Program", "Programs", "Read", "State"]
+def follows_inputs(graph: Graph) -> frozenset[int]:
+    """Numbers of the values that hold something computed from the inputs, written into their memory or an alias's."""
+    found = {item.value for item in graph.inputs}
+    memory = {graph.values[value].storage for value in found}
+    for node in graph.nodes:
+        if any(value in found or graph.values[value].storage in memory for value in node.inputs):
+            found.update(out for out in node.outputs if out is not None)
+            memory.update(graph.values[value].storage for value in writes(node))
+    return frozenset(found | {value.index for value in graph.values if value.storage in memory})
+
+
+def _fingerprints(rows: Tensor) -> Tensor:
+    """One number per row `[rows, n]`, which tells apart rows of equal sums, such as those of a softmax."""
+    rows = torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    weights = torch.arange(rows.shape[1], dtype=torch.float64, device=rows.device).add(1).cos()
+    return rows.double() @ weights
+
+
+__all__ = ["BatchAxis", "Program", "Programs", "Read", "State", "follows_inputs"]

@@ -164,7 +164,7 @@ class Context:
         found: dict[str, tuple[Tap, ...]] = {}
         for name, sites in self.sites.items():
             merged: dict[tuple[int, int, bytes], list[Site]] = {}
-            for site in sites:
+            for site in (site for site in sites if not site.inside):
                 merged.setdefault((site.value, site.dim, site.units.tobytes()), []).append(site)
             found[name] = tuple(
                 Tap(mine[0].value, mine[0].dim, torch.from_numpy(mine[0].units), tuple(site.node for site in mine))
