@@ -39,11 +39,11 @@ def prune(
     budget: Budget,
     kwargs: Mapping[str, Any] | None = None,
     criterion: str = "l1",
-    combine: str = "mean",
-    normalize: str | None = None,
+    equalization: str = "arithmetic_mean",
+    normalizer: str | None = None,
     search: str = "global",
-    multiple: int = 1,
-    min_width: int = 1,
+    granularity: int = 1,
+    min_channels: int = 1,
     floor: float = 0.0,
     exclude: Sequence[str] = (),
     unit: str = "heads",
@@ -58,8 +58,8 @@ def prune(
 ) -> Result:
     """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
 
-    *What goes*: `criterion`, `combine` and `normalize` are those of `score`; `search`, `multiple`, `min_width` and
-    `floor` those of `choose`; `exclude` and `unit` those of `couple`.
+    *What goes*: `criterion`, `equalization` and `normalizer` are those of `score`; `search`, `granularity`,
+    `min_channels` and `floor` those of `choose`; `exclude` and `unit` those of `couple`.
     *What follows the cut*: with `data` (batches `(inputs, target)`), batch-norm statistics are measured afresh on
     `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
     is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
@@ -80,10 +80,10 @@ def prune(
     story.begin("couple")
     groups = couple(graph, exclude=exclude, unit=unit)
     story.begin("score")
-    scores = score(groups, model, criterion, equalization=combine, normalizer=normalize, seed=seed)
+    scores = score(groups, model, criterion, equalization=equalization, normalizer=normalizer, seed=seed)
     story.begin("choose")
     plan = choose(
-        graph, groups, scores, budget, search=search, multiple=multiple, min_width=min_width, floor=floor,
+        graph, groups, scores, budget, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
         criterion=criterion, seed=seed,
     )  # fmt: skip
     story.begin("cut")
@@ -122,8 +122,9 @@ def prune(
         training=tuple(trained.history) if trained is not None else (),
         inputs=_describe(args, keywords),
         recipe=request(
-            model, args, keywords, data=data, evaluate=evaluate, budget=budget, criterion=criterion, combine=combine,
-            normalize=normalize, search=search, multiple=multiple, min_width=min_width, floor=floor,
+            model, args, keywords, data=data, evaluate=evaluate, budget=budget, criterion=criterion,
+            equalization=equalization, normalizer=normalizer, search=search, granularity=granularity,
+            min_channels=min_channels, floor=floor,
             exclude=list(exclude), unit=unit, recalibrate=recalibrate, finetune=finetune, seed=seed,
             device=find_device(device).name if device is not None else None,
         ),

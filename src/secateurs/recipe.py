@@ -5,7 +5,7 @@
     weights: resnet56.safetensors
     inputs: [1x3x32x32]
     budget: {macs: 0.5}
-    multiple: 8
+    granularity: 8
     data: mypackage.data:train_loader
     evaluate: mypackage.data:accuracy
     finetune: {epochs: 3, lr: 0.01}
@@ -117,11 +117,11 @@ class Recipe(BaseModel):
     inputs: tuple[InputText, ...] = ()
     budget: BudgetField
     criterion: str = "l1"
-    combine: str = "mean"
-    normalize: str | None = None
+    equalization: str = "arithmetic_mean"
+    normalizer: str | None = None
     search: str = "global"
-    multiple: Annotated[int, Field(ge=1)] = 1
-    min_width: Annotated[int, Field(ge=1)] = 1
+    granularity: Annotated[int, Field(ge=1)] = 1
+    min_channels: Annotated[int, Field(ge=1)] = 1
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     exclude: tuple[str, ...] = ()
     unit: Literal["heads", "head_dim"] = "heads"

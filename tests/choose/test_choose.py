@@ -72,20 +72,20 @@ def test_budget_is_met(small: sec.Groups, search: str, budget: sec.Budget):
 
 
 @pytest.mark.parametrize("metric", ["macs", "params", "bytes"])
-@pytest.mark.parametrize("multiple", [1, 2, 3])
-def test_global_leaves_no_step_that_would_still_fit(small: sec.Groups, metric: str, multiple: int):
+@pytest.mark.parametrize("granularity", [1, 2, 3])
+def test_global_leaves_no_step_that_would_still_fit(small: sec.Groups, metric: str, granularity: int):
     cost = CostModel(small)
     for seed, fraction in product(range(3), (0.35, 0.6, 0.85)):
         scores = random_scores(small, seed)
         try:
-            plan = choose(small, scores, sec.Budget(**{metric: fraction}), multiple=multiple)
+            plan = choose(small, scores, sec.Budget(**{metric: fraction}), granularity=granularity)
         except sec.BudgetError:
             continue
         limit, units = fraction * plan.before[metric], kept(plan)
         for group in small.free:
             now = len(units[group.name])
             if now < group.size:
-                best = scores[group.name].argsort(descending=True)[: min(group.size, now + multiple)].tolist()
+                best = scores[group.name].argsort(descending=True)[: min(group.size, now + granularity)].tolist()
                 bigger = {name: list(rows) for name, rows in units.items() if name in small.offsets}
                 assert cost.metric(metric, small.alive({**bigger, group.name: best})) > limit
 
@@ -143,33 +143,33 @@ def test_lowest_scores_go(small: sec.Groups):
 # Widths
 
 
-def oracle(units: int, size: int, multiple: int) -> int:
+def oracle(units: int, size: int, granularity: int) -> int:
     """Nearest multiple, half up, at least the multiple, at most the original; the original itself is never rounded."""
     if units >= size:
         return size
-    candidates = range(multiple, size + multiple, multiple)
+    candidates = range(granularity, size + granularity, granularity)
     best = min(candidates, key=lambda width: (abs(width - units), -width))
     return min(size, best)
 
 
-@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 8])
-def test_nearest_multiple(small: sec.Groups, multiple: int):
-    widths = Widths(multiple)
+@pytest.mark.parametrize("granularity", [1, 2, 3, 4, 8])
+def test_nearest_multiple(small: sec.Groups, granularity: int):
+    widths = Widths(granularity)
     for group in small.free:
         for units in range(group.size + 1):
-            assert widths.nearest(group, units) == oracle(units, group.size, multiple) > 0
+            assert widths.nearest(group, units) == oracle(units, group.size, granularity) > 0
 
 
-@pytest.mark.parametrize("multiple", [2, 4, 8])
+@pytest.mark.parametrize("granularity", [2, 4, 8])
 @pytest.mark.parametrize("search", ["global", "uniform"])
-def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, multiple: int):
+def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, granularity: int):
     """A multiple wider than a layer leaves that layer whole, and the plan says so."""
-    plan = choose(small, random_scores(small, 5), sec.Budget(channels=0.4), search=search, multiple=multiple)
+    plan = choose(small, random_scores(small, 5), sec.Budget(channels=0.4), search=search, granularity=granularity)
     for group in small.free:
         width = len(kept(plan)[group.name])
-        assert width == group.size or width % multiple == 0
+        assert width == group.size or width % granularity == 0
         assert width > 0
-        if multiple > group.size:
+        if granularity > group.size:
             why = next(decision.why for decision in plan.groups if decision.name == group.name)
             assert why.startswith("kept whole: its multiple")
             assert why.endswith(f"no fewer than its {group.size} channels")
@@ -187,7 +187,7 @@ def test_multiples_count_channels_not_units():
 
 def test_min_width_and_floor(small: sec.Groups):
     scores = random_scores(small, 6)
-    narrow = choose(small, scores, sec.Budget(channels=0.2), min_width=4)
+    narrow = choose(small, scores, sec.Budget(channels=0.2), min_channels=4)
     assert {len(kept(narrow)[group.name]) for group in small.free} == {4}
     floored = choose(small, scores, sec.Budget(macs=0.5), floor=0.6)
     for group in small.free:
@@ -252,8 +252,8 @@ def test_budget_that_only_the_widths_make_unreachable(small: sec.Groups):
     assert choose(small, scores, sec.Budget(macs=0.3)).after["macs"] > 0
     with pytest.raises(sec.BudgetError, match="floor"):
         choose(small, scores, sec.Budget(macs=0.3), floor=0.9)
-    with pytest.raises(sec.BudgetError, match="multiple"):
-        choose(small, scores, sec.Budget(macs=0.3), multiple=8)
+    with pytest.raises(sec.BudgetError, match="granularity"):
+        choose(small, scores, sec.Budget(macs=0.3), granularity=8)
 
 
 def test_budget_that_contradicts_the_floor(small: sec.Groups):
@@ -261,7 +261,7 @@ def test_budget_that_contradicts_the_floor(small: sec.Groups):
         choose(small, random_scores(small, 0), sec.Budget(channels=0.3), floor=0.5)
 
 
-@pytest.mark.parametrize("options", [{"multiple": 0}, {"min_width": 0}, {"floor": 1.5}, {"floor": -0.1}])
+@pytest.mark.parametrize("options", [{"granularity": 0}, {"min_channels": 0}, {"floor": 1.5}, {"floor": -0.1}])
 def test_widths_that_make_no_sense(small: sec.Groups, options: dict[str, float]):
     with pytest.raises(sec.BudgetError, match="make no sense"):
         choose(small, random_scores(small, 0), sec.Budget(macs=0.5), **options)

@@ -44,14 +44,14 @@ def kept(model: nn.Module, threshold: float, equalization: str = "keep_any", nor
 )
 def test_granularity_rounds_up_and_the_best_fill(granularity: int, expected: list[int]):
     model = nn.Sequential(layer(NORMS), nn.Conv2d(8, 1, 1))
-    assert kept(model, 0.1, multiple=granularity) == expected
+    assert kept(model, 0.1, granularity=granularity) == expected
 
 
 def test_minimum_is_raised_before_rounding_and_capped():
     model = nn.Sequential(layer(NORMS), nn.Conv2d(8, 1, 1))
-    assert kept(model, 0.9, min_width=3) == [0, 3, 6]
-    assert kept(model, 0.9, min_width=3, multiple=2) == [0, 1, 3, 6]
-    assert kept(model, 0.9, min_width=16, multiple=8) == list(range(8))
+    assert kept(model, 0.9, min_channels=3) == [0, 3, 6]
+    assert kept(model, 0.9, min_channels=3, granularity=2) == [0, 1, 3, 6]
+    assert kept(model, 0.9, min_channels=16, granularity=8) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_equalizations_are_nested(pairs: list[tuple[float, float]], threshold: f
 def test_scale_of_a_layer_does_not_matter(normalizer: str):
     one, ten = (Sum([0.5 * scale, 0.05 * scale, 0.2 * scale], [0.1, 0.6, 0.3]) for scale in (1, 10))
     for equalization in ("keep_any", "keep_all", "arithmetic_mean", "geometric_mean"):
-        assert kept(one, 0.4, equalization, normalizer, min_width=2) == kept(
-            ten, 0.4, equalization, normalizer, min_width=2
+        assert kept(one, 0.4, equalization, normalizer, min_channels=2) == kept(
+            ten, 0.4, equalization, normalizer, min_channels=2
         )
 
 
@@ -93,7 +93,7 @@ def test_threshold_that_empties_a_layer_is_refused():
     model = nn.Sequential(layer(NORMS), nn.Conv2d(8, 1, 1))
     with pytest.raises(sec.BudgetError, match=r"would leave nothing.*`0`.*scores 1\b.*lower the threshold"):
         kept(model, 1.5)
-    assert kept(model, 1.5, min_width=2) == [0, 6]
+    assert kept(model, 1.5, min_channels=2) == [0, 6]
 
 
 def test_another_limit_still_holds():

@@ -38,7 +38,7 @@ REFUSED = {
     "inspect, no model": ["inspect"],
     "prune": ["prune", *NET, "--budget", "macs=0.0001"],
     "prune, no such option": [*CUT, "--flor", "0.5"],
-    "prune, no number": [*CUT, "--multiple", "eight"],
+    "prune, no number": [*CUT, "--granularity", "eight"],
     "prune, no such unit": [*CUT, "--unit", "head"],
     "prune, no recipe": ["prune", "--recipe", "none.yaml"],
     "prune, no training": [*CUT, "--epochs", "-2"],
@@ -67,7 +67,7 @@ def test_refused_is_one_document(name: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_not_met_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prune", *NET, "--budget", "channels=0.3", "--multiple", "16", "--json"]) == 1
+    assert main(["prune", *NET, "--budget", "channels=0.3", "--granularity", "16", "--json"]) == 1
     assert _one(capsys.readouterr().out)["met"] is False
 
 

@@ -38,11 +38,11 @@ def test_every_recipe_key_has_an_option_with_the_same_default() -> None:
 
 ARRIVES = [
     ("--criterion", "l2", {"criterion": "l2"}),
-    ("--combine", "max", {"combine": "max"}),
-    ("--normalize", "max", {"normalize": "max"}),
+    ("--equalization", "max", {"equalization": "max"}),
+    ("--normalizer", "max", {"normalizer": "max"}),
     ("--search", "uniform", {"search": "uniform"}),
-    ("--multiple", "4", {"multiple": 4}),
-    ("--min-width", "3", {"min_width": 3}),
+    ("--granularity", "4", {"granularity": 4}),
+    ("--min-channels", "3", {"min_channels": 3}),
     ("--floor", "0.25", {"floor": 0.25}),
     ("--exclude", "second", {"exclude": ["second"]}),
     ("--unit", "head_dim", {"unit": "head_dim"}),
@@ -73,7 +73,7 @@ def _widths(folder: Path, *options: str) -> tuple[int, int]:
 def test_a_floor_and_a_least_width_hold(tmp_path: Path) -> None:
     assert _widths(tmp_path) == (8, 18)
     assert _widths(tmp_path, "--floor", "0.55")[0] == 9
-    assert _widths(tmp_path, "--min-width", "11")[0] == 11
+    assert _widths(tmp_path, "--min-channels", "11")[0] == 11
 
 
 def test_every_option_of_every_verb_says_what_it_is_for() -> None:

@@ -90,7 +90,7 @@ def test_prune_tells_the_story_and_json_tells_the_same(run: Run) -> None:
     assert code == 0
     assert "Budget met" in out and "Reproduce" in out
     assert "capture" in err and "capture" not in out
-    code, out, err = run(*HALF, "--json", "--multiple", "4")
+    code, out, err = run(*HALF, "--json", "--granularity", "4")
     data = parsed(out)
     assert (code, err) == (0, "")
     assert data["met"] is True
@@ -232,7 +232,7 @@ def test_an_error_of_the_users_own_keeps_its_traceback_and_is_not_budget_not_met
 
 
 def test_a_cut_that_rounding_leaves_over_the_budget_exits_1(run: Run) -> None:
-    words = ["prune", "--model", "toy:Net", *INPUT, "--budget", "channels=0.3", "--multiple", "16"]
+    words = ["prune", "--model", "toy:Net", *INPUT, "--budget", "channels=0.3", "--granularity", "16"]
     code, out, _ = run(*words)
     assert code == 1
     assert "Budget NOT met: channels <= 30% of the original; " in out and "keeps 16 of 24" in " ".join(out.split())

@@ -771,7 +771,7 @@ def test_rounding_never_reaches_zero_and_never_skips_silently(search):
     graph = sec.capture(net, image())
     groups = sec.couple(graph)
     scores = sec.score(groups, net, "l1")
-    plan = sec.choose(graph, groups, scores, sec.Budget(macs=0.6), search=search, multiple=8)
+    plan = sec.choose(graph, groups, scores, sec.Budget(macs=0.6), search=search, granularity=8)
     free = {group.name for group in groups.free}
     decisions = {decision.size: decision for decision in plan.groups if decision.name in free}
     assert set(decisions) == {5, 6, 24}
@@ -779,6 +779,6 @@ def test_rounding_never_reaches_zero_and_never_skips_silently(search):
         assert len(decision.kept) >= 1
         assert len(decision.kept) % 8 == 0 or len(decision.kept) == decision.size
     assert len(decisions[24].kept) in (8, 16)
-    assert all("multiple" in d.why or "budget" in d.why for d in decisions.values() if len(d.kept) == d.size)
+    assert all("granularity" in d.why or "budget" in d.why for d in decisions.values() if len(d.kept) == d.size)
     assert plan.after["macs"] <= 0.6 * plan.before["macs"]
     sec.cut(net, plan, image())

@@ -65,7 +65,7 @@ def result(network: Net) -> Result:
         network,
         IMAGE,
         budget=sec.Budget(macs=0.5),
-        multiple=4,
+        granularity=4,
         data=stripes(),
         evaluate=right,
         finetune=FineTune(epochs=2, lr=0.05, distil=Distill(), progress=False),
@@ -107,7 +107,7 @@ def test_accuracy_is_told_step_by_step(result: Result, network: Net) -> None:
 def test_the_same_seed_gives_the_same_model(network: Net, result: Result) -> None:
     config = FineTune(epochs=2, lr=0.05, distil=Distill(), progress=False)
     again = sec.prune(
-        network, IMAGE, budget=sec.Budget(macs=0.5), multiple=4, data=stripes(), evaluate=right, finetune=config
+        network, IMAGE, budget=sec.Budget(macs=0.5), granularity=4, data=stripes(), evaluate=right, finetune=config
     )
     assert again.plan == result.plan
     assert all(
@@ -119,7 +119,7 @@ def test_a_finished_run_is_taken_from_its_folder(network: Net, result: Result, t
     config = FineTune(epochs=2, lr=0.05, distil=Distill(), progress=False)
     for _ in range(2):
         again = sec.prune(
-            network, IMAGE, budget=sec.Budget(macs=0.5), multiple=4, data=stripes(), evaluate=right,
+            network, IMAGE, budget=sec.Budget(macs=0.5), granularity=4, data=stripes(), evaluate=right,
             finetune=config, folder=tmp_path,
         )  # fmt: skip
         state = result.model.state_dict()
@@ -221,7 +221,7 @@ def test_what_is_no_result_or_no_class_is_refused(network: Net, tmp_path: Path) 
 
 def test_a_channel_budget_that_rounding_exceeds_is_not_met(network: Net) -> None:
     assert sec.prune(network, IMAGE, budget=sec.Budget(channels=0.3)).met
-    wide = sec.prune(network, IMAGE, budget=sec.Budget(channels=0.3), multiple=16)
+    wide = sec.prune(network, IMAGE, budget=sec.Budget(channels=0.3), granularity=16)
     assert not wide.met
     assert "keeps 16 of 24" in " ".join(str(wide).split())
 

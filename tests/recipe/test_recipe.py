@@ -20,7 +20,7 @@ weights: resnet56.safetensors
 inputs: [1x3x32x32, mask=1x16:bool, ids=1x16:int64:100]
 budget: {macs: 0.5, params: 100000}
 criterion: l2
-multiple: 8
+granularity: 8
 exclude: ["stem.*", head]
 data: nets.data:loader
 evaluate: nets.data:Scores.accuracy
@@ -45,7 +45,7 @@ def test_every_key_arrives() -> None:
     assert read.finetune.milestones == (0.3, 0.6)
     assert read.finetune.distil == Distill(alpha=0.9)
     assert read.finetune.loss == recipe.NamedLoss("nets.losses:focal")
-    assert (read.criterion, read.multiple, read.device, read.seed) == ("l2", 8, "onnxruntime", 7)
+    assert (read.criterion, read.granularity, read.device, read.seed) == ("l2", 8, "onnxruntime", 7)
 
 
 @pytest.mark.parametrize("text", [WHOLE, SHORT])
@@ -57,7 +57,7 @@ def test_dump_and_load_give_an_equal_recipe(text: str) -> None:
 @given(
     macs=st.none() | st.floats(0.01, 1.0) | st.integers(2, 10**9),
     params=st.floats(0.01, 1.0) | st.integers(2, 10**9),
-    multiple=st.integers(1, 64),
+    granularity=st.integers(1, 64),
     floor=st.floats(0, 1),
     exclude=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=3),
     epochs=st.none() | st.integers(0, 99),
@@ -66,7 +66,7 @@ def test_dump_and_load_give_an_equal_recipe(text: str) -> None:
 def test_any_recipe_survives_the_round_trip(
     macs: float | None,
     params: float,
-    multiple: int,
+    granularity: int,
     floor: float,
     exclude: list[str],
     epochs: int | None,
@@ -74,7 +74,7 @@ def test_any_recipe_survives_the_round_trip(
 ) -> None:
     made = recipe.make(
         budget=Budget(macs=macs, params=params),
-        multiple=multiple,
+        granularity=granularity,
         floor=floor,
         exclude=tuple(exclude),
         finetune=None if epochs is None else FineTune(epochs=epochs),
@@ -87,7 +87,7 @@ def test_any_recipe_survives_the_round_trip(
     ("text", "line", "nearest"),
     [
         (SHORT + "budgett: 3\n", 3, "did you mean 'budget'"),
-        (SHORT + "multipel: 3\n", 3, "did you mean 'multiple'"),
+        (SHORT + "granulrity: 3\n", 3, "did you mean 'granularity'"),
         (SHORT.replace("macs", "mac"), 2, "did you mean 'macs'"),
         (SHORT + "finetune:\n  epoch: 3\n", 4, "did you mean 'epochs'"),
         (SHORT + "finetune:\n  distil:\n    alpa: 3\n", 5, "did you mean 'alpha'"),
@@ -110,8 +110,8 @@ def test_unknown_key_is_refused_with_line_and_nearest_name(text: str, line: int,
         (SHORT.replace("0.5", "-1"), "'budget'.*line 2.*is not a limit"),
         (SHORT.replace("0.5", "half"), "'budget'.*line 2.*is not a limit"),
         (SHORT.replace("{macs: 0.5}", "{}"), "budget is empty"),
-        (SHORT + "multiple: 0\n", "'multiple'.*line 3.*greater than or equal to 1"),
-        (SHORT + "multiple: 2.5\n", "'multiple'.*line 3.*valid integer"),
+        (SHORT + "granularity: 0\n", "'granularity'.*line 3.*greater than or equal to 1"),
+        (SHORT + "granularity: 2.5\n", "'granularity'.*line 3.*valid integer"),
         (SHORT + "seed: -1\n", "'seed'.*line 3.*is not a seed"),
         (SHORT + "seed: 1\nseed: 2\n", "Key 'seed' is given twice.*line 4.*first on line 3"),
         (SHORT + "model: nets.resnet\n", "'model'.*line 3.*package.module:attribute"),

@@ -25,18 +25,19 @@ def choose(
     budget: Budget,
     *,
     search: str = "global",
-    multiple: int = 1,
-    min_width: int = 1,
+    granularity: int = 1,
+    min_channels: int = 1,
     floor: float = 0.0,
     criterion: str = "",
     seed: int = 0,
 ) -> Plan:
     """The largest network within `budget` that the search finds; the lowest-scored units go.
 
-    `multiple`, `min_width` (channels) and `floor` (fraction) bound every group's width, see `Widths`. With
-    `Budget(channels=f)` exactly `floor((1-f)*n + 0.5)` of the n units of every group go, before rounding to `multiple`;
+    `granularity`, `min_channels` (channels) and `floor` (fraction) bound every group's width, see `Widths`. With
+    `Budget(channels=f)` exactly `floor((1-f)*n + 0.5)` of the n units of every group go, before rounding to
+    `granularity`;
     any other limit is then met by the search within that. With `Budget(threshold=t)` the units that score `t` or more
-    stay, at least the minimum, rounded *up* to `multiple`; the best ones fill what rounding adds.
+    stay, at least the minimum, rounded *up* to `granularity`; the best ones fill what rounding adds.
 
     Raises `BudgetError` when the budget can not be reached (it states the minimum and what holds it), `InputError` when
     scores are missing or of the wrong size, `UnknownNameError` for an unknown search.
@@ -46,7 +47,7 @@ def choose(
             explain("The groups belong to another graph", evidence=f"{groups.graph.hash[:12]} is not {graph.hash[:12]}")
         )
     rows = _check_scores(groups, scores)
-    widths = Widths(multiple, min_width, floor)
+    widths = Widths(granularity, min_channels, floor)
     if budget.channels is not None and budget.channels < floor:
         raise BudgetError(
             explain(
@@ -93,7 +94,7 @@ def _above(groups: Groups, rows: Mapping[str, np.ndarray], threshold: float, wid
     """Units of every group that score at least the threshold, at widths that are allowed."""
     counts = {group.name: int((rows[group.name] >= threshold).sum()) for group in groups.free}
     empty = [name for name, count in counts.items() if not count]
-    if empty and widths.min_width == 1:
+    if empty and widths.min_channels == 1:
         best = max(empty, key=lambda name: float(rows[name].max()))
         raise BudgetError(
             explain(
@@ -101,7 +102,7 @@ def _above(groups: Groups, rows: Mapping[str, np.ndarray], threshold: float, wid
                 where=f"group `{empty[0]}`",
                 evidence=f"its best unit scores {rows[empty[0]].max():.4g}"
                 + (f", that of `{best}` {rows[best].max():.4g}" if best != empty[0] else ""),
-                next_step="lower the threshold, or say with min_width how many channels every group keeps at least",
+                next_step="lower the threshold, or say with min_channels how many channels every group keeps at least",
             )
         )
     return {group.name: widths.at_least(group, counts[group.name]) for group in groups.free}
@@ -224,5 +225,5 @@ def _unreachable(groups: Groups, model: CostModel, limits: Mapping[str, float], 
     return explain(
         "The budget can not be reached",
         evidence="; ".join([*parts, holders, frozen]),
-        next_step="raise the budget, lower multiple, min_width or floor, or exclude less",
+        next_step="raise the budget, lower granularity, min_channels or floor, or exclude less",
     )

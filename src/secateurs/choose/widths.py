@@ -13,32 +13,32 @@ from secateurs.couple.group import ChannelGroup
 class Widths:
     """Which widths a group may take.
 
-    `multiple`: kept channels are a multiple of this (rounded to the nearest, half up), except that a group left whole
-    is left alone and one narrower than the multiple loses nothing. `min_width`: at least this many channels stay.
+    `granularity`: kept channels are a multiple of this (rounded to the nearest, half up), except that a group left
+    whole is left alone and one narrower than that loses nothing. `min_channels`: at least this many channels stay.
     `floor`: at least this fraction of every group stays. One unit always stays.
     """
 
-    multiple: int = 1
-    min_width: int = 1
+    granularity: int = 1
+    min_channels: int = 1
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.multiple < 1 or self.min_width < 1 or not 0 <= self.floor <= 1:
+        if self.granularity < 1 or self.min_channels < 1 or not 0 <= self.floor <= 1:
             raise BudgetError(
                 explain(
                     "These limits on widths make no sense",
-                    evidence=f"multiple={self.multiple}, min_width={self.min_width}, floor={self.floor}",
-                    next_step="multiple and min_width are at least 1, floor lies in [0, 1]",
+                    evidence=f"granularity={self.granularity}, min_channels={self.min_channels}, floor={self.floor}",
+                    next_step="granularity and min_channels are at least 1, floor lies in [0, 1]",
                 )
             )
 
     def step(self, group: ChannelGroup) -> int:
         """Units per step, so that a step is a whole multiple of channels."""
-        return self.multiple // gcd(self.multiple, group.width)
+        return self.granularity // gcd(self.granularity, group.width)
 
     def least(self, group: ChannelGroup) -> int:
         """The fewest units that may stay."""
-        least = max(1, ceil(self.min_width / group.width), ceil(self.floor * group.size - 1e-9))
+        least = max(1, ceil(self.min_channels / group.width), ceil(self.floor * group.size - 1e-9))
         step = self.step(group)
         return min(group.size, ceil(least / step) * step)
 

@@ -88,7 +88,7 @@ def story(folder: Path, *, epochs: int, seed: int, on_stage: Callable[[str], Non
         network,
         image,
         budget=Budget(macs=KEEP),
-        multiple=MULTIPLE,
+        granularity=MULTIPLE,
         data=digits.loader(),
         evaluate=digits.accuracy,
         finetune=FineTune(epochs=4, lr=0.02, distil=Distill(), seed=seed, progress=not quiet),

@@ -49,13 +49,15 @@ def prune(
             metavar="NAME", help="How channels are scored; see `secateurs list criteria`.", rich_help_panel=CUT
         ),
     ] = "l1",
-    combine: Annotated[
+    equalization: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="How scores of coupled layers become one: mean, max, ...", rich_help_panel=CUT
+            metavar="NAME",
+            help="How scores of coupled layers become one: arithmetic_mean, keep_any, keep_all, ...",
+            rich_help_panel=CUT,
         ),
-    ] = "mean",
-    normalize: Annotated[
+    ] = "arithmetic_mean",
+    normalizer: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
@@ -67,8 +69,8 @@ def prune(
         str,
         typer.Option(metavar="NAME", help="How the cut is spread; see `secateurs list searches`.", rich_help_panel=CUT),
     ] = "global",
-    multiple: Annotated[int, typer.Option(help="Channel counts become multiples of this.", rich_help_panel=CUT)] = 1,
-    min_width: Annotated[int, typer.Option(help="Fewest units that a layer keeps.", rich_help_panel=CUT)] = 1,
+    granularity: Annotated[int, typer.Option(help="Channel counts become multiples of this.", rich_help_panel=CUT)] = 1,
+    min_channels: Annotated[int, typer.Option(help="Fewest units that a layer keeps.", rich_help_panel=CUT)] = 1,
     floor: Annotated[
         float, typer.Option(help="Smallest share of its units that a layer keeps, 0 to 1.", rich_help_panel=CUT)
     ] = 0.0,
@@ -132,11 +134,11 @@ def prune(
             inputs=tuple(input or ()),
             budget=parse_budget(budget or ()),
             criterion=criterion,
-            combine=combine,
-            normalize=normalize,
+            equalization=equalization,
+            normalizer=normalizer,
             search=search,
-            multiple=multiple,
-            min_width=min_width,
+            granularity=granularity,
+            min_channels=min_channels,
             floor=floor,
             exclude=tuple(exclude or ()),
             unit=unit,
