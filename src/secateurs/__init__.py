@@ -32,15 +32,16 @@ from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
+from secateurs.train.loop import LoopResult, steps, train_prune_loop
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
-    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "InputError", "Measurement", "Penalty", "Plan",
-    "PlanError", "ProofError", "RecipeError", "Result", "SecateursError", "TrainError", "UnknownNameError",
-    "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compose", "count", "couple", "cut",
-    "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list", "load", "measure", "plan", "prune",
-    "recalibrate", "save", "score",
+    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "InputError", "LoopResult",
+    "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
+    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list", "load",
+    "measure", "plan", "prune", "recalibrate", "save", "score", "steps", "train_prune_loop",
 ]  # fmt: skip
