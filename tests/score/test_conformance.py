@@ -47,6 +47,39 @@ class TestFpgmOfDirections(CriterionConformance):
     options: ClassVar = {"distance": "cosine"}
 
 
+class TestTaylor(CriterionConformance):
+    criterion = "taylor"
+
+
+class TestTaylorWithCost(CriterionConformance):
+    criterion = "taylor"
+    options: ClassVar = {"flops_weight": 1e-3}
+
+
+class TestTaylorGates(CriterionConformance):
+    criterion = "taylor_gates"
+    by_batch = True
+
+
+class TestTaylorWeights(CriterionConformance):
+    criterion = "taylor_weights"
+    by_batch = True
+
+
+class TestTaylorWeightsOfSecondOrder(CriterionConformance):
+    criterion = "taylor_weights"
+    by_batch = True
+    options: ClassVar = {"order": 2, "form": "squares", "momentum": 0.9}
+
+
+class TestThinet(CriterionConformance):
+    criterion = "thinet"
+
+
+class TestLasso(CriterionConformance):
+    criterion = "lasso"
+
+
 class TestRandom(CriterionConformance):
     criterion = "random"
     looks_at_model = False

@@ -1,6 +1,6 @@
 """How much does a channel matter: one criterion per file, higher = keep."""
 
-from secateurs.score import apoz, bn_scale, fpgm, l1, l2, mean_activation, random
+from secateurs.score import apoz, bn_scale, fpgm, l1, l2, mean_activation, random, taylor, taylor_gates, taylor_weights
 from secateurs.score.criterion import CRITERIA, Context, Criterion, criterion
 from secateurs.score.score import score
 
@@ -17,4 +17,7 @@ __all__ = [
     "mean_activation",
     "random",
     "score",
+    "taylor",
+    "taylor_gates",
+    "taylor_weights",
 ]

@@ -21,6 +21,8 @@ from secateurs.score.samples import Batch, Samples
 T = TypeVar("T")
 Rule = Callable[..., Tensor]
 """`(group, context, **options) -> Tensor`: scores `[size]`, or rows `[members, size]`; higher = keep."""
+Charge = Callable[..., float]
+"""`(group, context, **options) -> float`: what every unit of the group costs."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,26 @@ class Criterion:
     """A rule and what it takes.
 
     `needs`: nothing (`""`: weights are enough), `"data"` (inputs) or `"loss"` (inputs and targets). `normalizer` is the
-    default that makes its scores comparable across groups.
+    default that makes its scores comparable across groups. `charge` is what a unit's score loses once it is normalised
+    and equalised; it is called with those of the options that it has.
     """
 
     name: str
     rule: Rule
     needs: str = ""
     normalizer: str = "mean"
+    charge: Charge | None = None
     __doc__: str | None = field(default=None, repr=False)
 
     def __call__(self, group: ChannelGroup, context: Context, **options: Any) -> Tensor:
         return self.rule(group, context, **options)
+
+    def charged(self, group: ChannelGroup, context: Context, options: Mapping[str, Any]) -> float:
+        """What every unit of the group has to give for its cost."""
+        if self.charge is None:
+            return 0.0
+        taken = inspect.signature(self.charge).parameters
+        return self.charge(group, context, **{name: value for name, value in options.items() if name in taken})
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -63,11 +74,13 @@ class Criterion:
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
-def criterion(name: str, *, needs: str = "", normalizer: str = "mean") -> Callable[[Rule], Rule]:
+def criterion(
+    name: str, *, needs: str = "", normalizer: str = "mean", charge: Charge | None = None
+) -> Callable[[Rule], Rule]:
     """Decorator: `@criterion("apoz", needs="data")` registers a rule; the rule stays an ordinary function."""
 
     def add(rule: Rule) -> Rule:
-        CRITERIA.register(name)(Criterion(name, rule, needs, normalizer, rule.__doc__))
+        CRITERIA.register(name)(Criterion(name, rule, needs, normalizer, charge, rule.__doc__))
         return rule
 
     return add
@@ -98,10 +111,10 @@ class Tap:
 
     def by_sample(self, tensor: Tensor, axis: BatchAxis) -> Tensor:
         """The value as `[samples, everything else, indices along dim]`."""
-        index = torch.arange(tensor.dim())
-        moved = axis.by_sample(tensor)
-        rest = [int(dim) for dim in index if int(dim) != axis.dim]
-        return moved.movedim(2 + rest.index(self.dim), -1).flatten(1, -2)
+        moved = axis.by_sample(tensor).unsqueeze(1)  # [samples, 1, entries, the other dimensions]
+        others = [dim for dim in range(tensor.dim()) if dim != axis.dim]
+        place = 2 if self.dim == axis.dim else 3 + others.index(self.dim)
+        return moved.movedim(place, -1).flatten(1, -2)
 
 
 @dataclass

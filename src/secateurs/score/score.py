@@ -67,7 +67,8 @@ def score(
     with seeded(seed), torch.no_grad():
         for group in groups.free:
             rows = _checked(rule(group, context, **options), group, rule.name)
-            result[group.name] = equalized(normalized(rows, scale), equalization)
+            scores = equalized(normalized(rows, scale), equalization)
+            result[group.name] = scores - rule.charged(group, context, options)
     return result
 
 
