@@ -21,6 +21,7 @@ from secateurs.cost import Cost, count
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.cut import CutResult, cut, cut_detailed
 from secateurs.cut.compare import Difference
+from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.device import Comparison, Measurement, compare, measure
@@ -39,9 +40,9 @@ from secateurs.train.recalibrate import recalibrate
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
-    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "InputError", "LoopResult",
+    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "HandOver", "InputError", "LoopResult",
     "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
     "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "list", "load",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "hand_over", "list", "load",
     "measure", "plan", "prune", "recalibrate", "save", "score", "steps", "train_prune_loop",
 ]  # fmt: skip

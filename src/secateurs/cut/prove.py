@@ -134,8 +134,12 @@ def run_silenced(
     inputs: Mapping[int, Tensor],
     *,
     wide: bool,
+    constants: Mapping[tuple[int, int], Tensor] | None = None,
 ) -> list[Tensor]:
-    """The oracle: outputs of the original graph with removed channels silenced wherever they would be summed."""
+    """The oracle: outputs of the original graph with removed channels silenced wherever they would be summed.
+
+    `constants[node, value]`, 0 at what stays, is what that node reads there instead of silence.
+    """
     graph = groups.graph
     run = Run(graph, leaves, inputs, wide)
     masks = _Masks(groups, alive)
@@ -143,7 +147,8 @@ def run_silenced(
         if node.index in groups.inexact_nodes and masks.touches(node):
             results = _over_kept(run, masks, node, cut_node, small)
         elif base_name(node.op) in SUMS and masks.touches(node):
-            results = run.step(node, lambda value: masks.silence(value, run.read(value)))
+            held = {value: tensor for (number, value), tensor in (constants or {}).items() if number == node.index}
+            results = run.step(node, lambda value, held=held: masks.read(value, run.read(value), held))  # type: ignore[misc]
         else:
             results = run.step(node)
         run.store(node, results)
@@ -171,6 +176,13 @@ class _Masks:
 
     def touches(self, node: Node) -> bool:
         return any(self.axes(value) for value in node.inputs)
+
+    def read(self, value: int, tensor: Tensor, held: Mapping[int, Tensor]) -> Tensor:
+        """Silence at the removed indices of every operand or, in those of `held`, the constants (and weights whole)."""
+        if held and value not in held:
+            return tensor
+        silent = self.silence(value, tensor)
+        return silent + held[value].to(tensor.device, tensor.dtype) if held else silent
 
     def silence(self, value: int, tensor: Tensor) -> Tensor:
         for dim, kept in self.axes(value).items():

@@ -32,7 +32,7 @@ from secateurs.cut.form import GraphModule
 from secateurs.deliver import manifest as listing
 from secateurs.deliver.inputs import rebuild
 from secateurs.deliver.signature import call_difference, signature, tensor_difference
-from secateurs.deliver.tensors import load_into, read_state, write_state
+from secateurs.deliver.tensors import give_biases, load_into, read_state, write_state
 
 
 class Deliverable(Protocol):
@@ -110,6 +110,7 @@ def load(
             )
         )
     model = _replay(source, _built(build), example_inputs, kwargs)
+    give_biases(model, state)
     load_into(model, state, str(source))
     return model.eval()
 

@@ -102,6 +102,14 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
         model.load_state_dict(dict(state), strict=True)
 
 
+def give_biases(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """A bias of zeros for every linear layer or convolution that has none where `state` has one: `hand_over` adds them."""
+    for path, module in model.named_modules():
+        saved = state.get(f"{path}.bias" if path else "bias")
+        if saved is not None and isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is None:
+            module.bias = nn.Parameter(torch.zeros_like(saved))
+
+
 def _kind(tensor: Tensor) -> str:
     return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {str(tensor.dtype).removeprefix('torch.')}"
 
