@@ -43,6 +43,6 @@ __all__ = [
     "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "HandOver", "InputError", "LoopResult",
     "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
     "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "hand_over", "list", "load",
-    "measure", "plan", "prune", "recalibrate", "save", "score", "steps", "train_prune_loop",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "hand_over",
+    "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score", "steps", "train_prune_loop",
 ]  # fmt: skip

@@ -103,7 +103,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 
 def give_biases(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """A bias of zeros for every linear layer or convolution that has none where `state` has one: `hand_over` adds them."""
+    """A bias for every linear layer or convolution that has none where `state` has one, as `hand_over` gives them."""
     for path, module in model.named_modules():
         saved = state.get(f"{path}.bias" if path else "bias")
         if saved is not None and isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and module.bias is None:
