@@ -47,6 +47,7 @@ def prune(
     floor: float = 0.0,
     exclude: Sequence[str] = (),
     unit: str = "heads",
+    elementwise: str = "couple",
     data: Iterable[Any] | None = None,
     evaluate: Evaluate | None = None,
     recalibrate: int = 16,
@@ -59,7 +60,7 @@ def prune(
     """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
 
     *What goes*: `criterion`, `equalization` and `normalizer` are those of `score`; `search`, `granularity`,
-    `min_channels` and `floor` those of `choose`; `exclude` and `unit` those of `couple`.
+    `min_channels` and `floor` those of `choose`; `exclude`, `unit` and `elementwise` those of `couple`.
     *What follows the cut*: with `data` (batches `(inputs, target)`), batch-norm statistics are measured afresh on
     `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
     is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
@@ -78,7 +79,7 @@ def prune(
     story.begin("capture")
     graph = capture(model, args, kwargs=keywords)
     story.begin("couple")
-    groups = couple(graph, exclude=exclude, unit=unit)
+    groups = couple(graph, exclude=exclude, unit=unit, elementwise=elementwise)
     story.begin("score")
     scores = score(groups, model, criterion, equalization=equalization, normalizer=normalizer, seed=seed)
     story.begin("choose")
@@ -125,7 +126,8 @@ def prune(
             model, args, keywords, data=data, evaluate=evaluate, budget=budget, criterion=criterion,
             equalization=equalization, normalizer=normalizer, search=search, granularity=granularity,
             min_channels=min_channels, floor=floor,
-            exclude=list(exclude), unit=unit, recalibrate=recalibrate, finetune=finetune, seed=seed,
+            exclude=list(exclude), unit=unit, elementwise=elementwise, recalibrate=recalibrate, finetune=finetune,
+            seed=seed,
             device=find_device(device).name if device is not None else None,
         ),
         seed=seed,

@@ -125,6 +125,7 @@ class Recipe(BaseModel):
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     exclude: tuple[str, ...] = ()
     unit: Literal["heads", "head_dim"] = "heads"
+    elementwise: Literal["couple", "keep"] = "couple"
     data: Reference | None = None
     evaluate: Reference | None = None
     recalibrate: Annotated[int, Field(ge=0)] = 16

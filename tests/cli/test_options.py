@@ -46,6 +46,7 @@ ARRIVES = [
     ("--floor", "0.25", {"floor": 0.25}),
     ("--exclude", "second", {"exclude": ["second"]}),
     ("--unit", "head_dim", {"unit": "head_dim"}),
+    ("--elementwise", "keep", {"elementwise": "keep"}),
     ("--data", "toy:loader", {"data": "toy:loader"}),
     ("--evaluate", "toy:bias", {"evaluate": "toy:bias"}),
     ("--seed", "5", {"seed": 5}),

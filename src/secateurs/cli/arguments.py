@@ -58,6 +58,15 @@ Unit = Annotated[
         rich_help_panel="What goes",
     ),
 ]
+Elementwise = Annotated[
+    str,
+    typer.Option(
+        "--elementwise",
+        metavar="NAME",
+        help="Channels of several layers that are added, multiplied, ...: couple, or keep (none of them goes).",
+        rich_help_panel="What goes",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Exclude = Annotated[
     list[str] | None,

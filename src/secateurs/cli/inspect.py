@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from secateurs.capture import capture
-from secateurs.cli.arguments import AsJson, Exclude, Factory, Inputs, Unit, Weights, build_model, example_inputs
+from secateurs.cli.arguments import (
+    AsJson,
+    Elementwise,
+    Exclude,
+    Factory,
+    Inputs,
+    Unit,
+    Weights,
+    build_model,
+    example_inputs,
+)
 from secateurs.cli.console import progress, show, show_json
 from secateurs.cost import count_graph
 from secateurs.couple import couple
@@ -18,6 +28,7 @@ def inspect(
     weights: Weights = None,
     exclude: Exclude = None,
     unit: Unit = "heads",
+    elementwise: Elementwise = "couple",
     json: AsJson = False,
 ) -> None:
     """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer."""
@@ -28,7 +39,7 @@ def inspect(
         stage("capture")
         graph = capture(network, args, kwargs=kwargs)
         stage("couple")
-        groups = couple(graph, exclude=tuple(exclude or ()), unit=unit)
+        groups = couple(graph, exclude=tuple(exclude or ()), unit=unit, elementwise=elementwise)
         stage("count")
         cost = count_graph(graph)
     data: dict[str, Any] = {

@@ -10,7 +10,17 @@ import typer
 from secateurs import recipe as recipes
 from secateurs.base.errors import InputError, explain
 from secateurs.choose.budget import Budget
-from secateurs.cli.arguments import AsJson, Exclude, Inputs, OptionalFactory, Seed, Unit, Weights, parse_budget
+from secateurs.cli.arguments import (
+    AsJson,
+    Elementwise,
+    Exclude,
+    Inputs,
+    OptionalFactory,
+    Seed,
+    Unit,
+    Weights,
+    parse_budget,
+)
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import complete, run
 from secateurs.deliver.artifact import save
@@ -76,6 +86,7 @@ def prune(
     ] = 0.0,
     exclude: Exclude = None,
     unit: Unit = "heads",
+    elementwise: Elementwise = "couple",
     data: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +153,7 @@ def prune(
             floor=floor,
             exclude=tuple(exclude or ()),
             unit=unit,
+            elementwise=elementwise,
             data=data,
             evaluate=evaluate,
             recalibrate=recalibrate,

@@ -77,6 +77,7 @@ def run(
         floor=recipe.floor,
         exclude=recipe.exclude,
         unit=recipe.unit,
+        elementwise=recipe.elementwise,
         data=_loader(recipe.data),
         evaluate=_function(recipe.evaluate),
         recalibrate=recipe.recalibrate,

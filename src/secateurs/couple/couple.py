@@ -9,24 +9,41 @@ from torch import Tensor
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.capture.graph import Graph, Leaf
+from secateurs.capture.program import follows_inputs
 from secateurs.couple.coupler import Coupler, spread, varying
 from secateurs.couple.group import Groups
 from secateurs.couple.grouping import read_groups
 from secateurs.couple.rules import apply_rule
 
+ELEMENTWISE = ("couple", "keep")
 
-def couple(graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "heads") -> Groups:
+
+def couple(
+    graph: Graph, *, exclude: Iterable[str | type] = (), unit: str = "heads", elementwise: str = "couple"
+) -> Groups:
     """Which indices of which leaves live and die together.
 
     `exclude` keeps whole what matches: a glob on module or parameter names (`"layer4.*"`), or a module class; it pins
     the channels that these modules produce. `unit` decides what goes from attention: whole heads, or columns of every
     head.
 
-    Raises `UnknownNameError` for an exclusion that matches nothing.
+    `elementwise` decides about channels of several activations that meet in an operator such as `add`, `mul` or
+    `maximum` (or in `stack`): `"couple"` removes them together, `"keep"` removes none of them, the simple policy for
+    criteria that look at one layer. Parameters, operands of one channel that broadcast, and functions of one activation
+    (`x * sigmoid(x)`) are no second activation.
+
+    Raises `UnknownNameError` for an exclusion that matches nothing, `InputError` for an unknown `unit` or
+    `elementwise`.
     """
     if unit not in ("heads", "head_dim"):
         raise InputError(explain(f"unit={unit!r} is not a unit of attention", next_step="use 'heads' or 'head_dim'"))
-    c = Coupler(graph, unit)
+    if elementwise not in ELEMENTWISE:
+        raise InputError(
+            explain(
+                f"elementwise={elementwise!r} is no way to treat channels that meet", next_step="use 'couple' or 'keep'"
+            )
+        )
+    c = Coupler(graph, unit, follows_inputs(graph) if elementwise == "keep" else frozenset())
     for leaf in graph.leaves:
         rank = len(leaf.shape)
         c.layers[leaf.value] = tuple(

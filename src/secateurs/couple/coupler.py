@@ -39,11 +39,15 @@ def spread(ids: Tensor, dim: int, rank: int) -> Layer:
 
 
 class Coupler:
-    """State of one coupling: ids given out, ties, freezes, and the layers of every value."""
+    """State of one coupling: ids given out, ties, freezes, and the layers of every value.
 
-    def __init__(self, graph: Graph, unit: str) -> None:
+    `apart` are the values whose channels freeze where two of them meet element by element; by default none.
+    """
+
+    def __init__(self, graph: Graph, unit: str, apart: frozenset[int] = frozenset()) -> None:
         self.graph = graph
         self.unit = unit
+        self.apart = apart
         self.layers: dict[int, Layers] = {}
         self.consumers: set[tuple[int, int]] = set()
         self.count = 0

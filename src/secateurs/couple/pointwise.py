@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import torch
+
 from secateurs.capture.graph import Node
 from secateurs.couple.causes import fixed
 from secateurs.couple.coupler import Coupler, Layer, varying
+
+UNREAD = ("copy", "to", "type_as")
+"""Operators of two tensors that read the data of one."""
 
 
 def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[Layer]:
     """Tie the layers of operands that broadcast against each other; the layers of the result, of rank `rank`."""
     aligned = [[_align(layer, rank) for layer in c.of(value)] for value in operands]
     present = [_present(c.shape(value), rank) for value in operands]
+    if c.apart:
+        _keep_apart(c, node, operands, aligned, present)
     result: list[Layer] = []
     for component in _components([layer for layers in aligned for layer in layers]):
         members = {id(layer) for layer in component}
@@ -41,6 +48,21 @@ def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[La
         if first is not None:
             result.append(first)
     return result
+
+
+def _keep_apart(
+    c: Coupler, node: Node, operands: list[int], aligned: list[list[Layer]], present: list[set[int]]
+) -> None:
+    """Freeze what meets another activation, one that is not made of the same channels (as in `x * sigmoid(x)`)."""
+    if node.op.split(".")[1].rstrip("_") in UNREAD:
+        return
+    for i, layers in enumerate(aligned):
+        for j, others in enumerate(aligned):
+            if not {operands[i], operands[j]} <= c.apart or operands[i] == operands[j]:
+                continue
+            for layer in layers:
+                if present[j] & set(varying(layer)) and not any(torch.equal(layer, other) for other in others):
+                    c.freeze(layer, f"{node.where} combines it, element by element, with another activation")
 
 
 def _other(c: Coupler, operands: list[int], mine: list[list[Layer]], present: list[set[int]], dims: list[int]) -> str:

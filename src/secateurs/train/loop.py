@@ -111,6 +111,7 @@ def train_prune_loop(
     floor: float = 0.0,
     exclude: Sequence[str | type] = (),
     unit: str = "heads",
+    elementwise: str = "couple",
     recalibrate: int = 0,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -141,7 +142,8 @@ def train_prune_loop(
     loop.identify(
         steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
         equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
-        exclude=[str(item) for item in exclude], unit=unit, recalibrate=recalibrate, batches=batches, seed=seed,
+        exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, recalibrate=recalibrate,
+        batches=batches, seed=seed,
         tolerance=tolerance, rollbacks=rollbacks,
         retrain=None if retrain is None else retrain.identity(),
         penalise=None if penalise is None else penalise.identity(),
@@ -155,7 +157,7 @@ def train_prune_loop(
 
     def choice(now: nn.Module, budget: Budget) -> Plan:
         graph = capture(now, args, kwargs=keywords)
-        groups = couple(graph, exclude=exclude, unit=unit)
+        groups = couple(graph, exclude=exclude, unit=unit, elementwise=elementwise)
         scores = score(
             groups, now, criterion, data=data, loss=loss, batches=batches, options=options, equalization=equalization,
             normalizer=normalizer, seed=seed,

@@ -50,6 +50,8 @@ def glu(c: Coupler, node: Node) -> None:
     if ids is not None:
         first, second = ids.chunk(2)
         c.tie(first, second)
+        if x in c.apart:
+            c.freeze(ids, f"{node.where} multiplies one half of it, element by element, with the other")
         layers.append(spread(first, dim, len(c.shape(x))))
     c.put(node.outputs[0], layers)
 
