@@ -17,6 +17,7 @@ MEDIUM = (
     "deliver/test_onnx.py",
     "device",
     "engine/test_random_networks.py",
+    "report/test_gallery.py",
     "train/test_ddp.py",
     "train/test_resume.py",
 )
