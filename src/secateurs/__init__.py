@@ -37,6 +37,7 @@ from secateurs.train.loop import LoopResult, steps, train_prune_loop
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
+from secateurs.train.reconstruct import reconstruct
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
@@ -44,5 +45,6 @@ __all__ = [
     "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
     "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
     "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "hand_over",
-    "list", "load", "measure", "plan", "prune", "recalibrate", "save", "score", "steps", "train_prune_loop",
+    "list", "load", "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "steps",
+    "train_prune_loop",
 ]  # fmt: skip
