@@ -80,6 +80,11 @@ class TestLasso(CriterionConformance):
     criterion = "lasso"
 
 
+class TestOracle(CriterionConformance):
+    criterion = "oracle"
+    tolerance = 1e-4
+
+
 class TestRandom(CriterionConformance):
     criterion = "random"
     looks_at_model = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from secateurs.capture.graph import Graph
 from secateurs.capture.run import call, fill, last_use
 from secateurs.capture.trace import capture, check_inputs
 
+T = TypeVar("T")
 Read = Callable[[int, Tensor], Tensor]
 """`(value number, tensor) -> tensor`: what a node gets to read in place of a value."""
 
@@ -115,6 +116,10 @@ class Program:
             values[value] = tensor
         return State(values, state.position)
 
+    def written(self, position: int) -> frozenset[int]:
+        """Numbers of the storages that node `position` or a later one writes in place."""
+        return self._written[position]
+
     def output(self, state: State) -> Any:
         """What the model returns, once the run has come to the end."""
         return fill(self.graph.output, {value: self._read(value, state.values) for value in self.graph.outputs})
@@ -152,6 +157,8 @@ class Programs:
         }
         self._tensors = {name: tensor.detach() for name, tensor in own.items()} if tensors is None else dict(tensors)
         self._made: dict[Any, Program] = {}
+        self._twice: dict[Any, Program] = {}
+        self._kept: dict[Any, Any] = {}
         self._axes: dict[Any, dict[int, BatchAxis]] = {}
 
     def program(self, inputs: Any) -> tuple[Program, list[Tensor]]:
@@ -179,14 +186,30 @@ class Programs:
         key = _key(args, keywords)
         if key not in self._axes:
             program, given = self.program(inputs)
-            twice = self._make(*doubled((args, keywords)))
-            self._axes[key] = _batch_axes(program.graph, twice, given)
+            self._axes[key] = _batch_axes(program.graph, self.twice(inputs), given)
         return self._axes[key]
+
+    def twice(self, inputs: Any) -> Program:
+        """The program for inputs twice as long. Raises `InputError` when the model does not take them."""
+        args, keywords = check_call(self.model, inputs)
+        key = _key(args, keywords)
+        if key not in self._twice:
+            self._twice[key] = self._make(*doubled((args, keywords)))
+        return self._twice[key]
+
+    def once(self, name: str, inputs: Any, make: Callable[[], T]) -> T:
+        """`make()`, called at the first inputs like these."""
+        key = name, _key(*check_call(self.model, inputs))
+        if key not in self._kept:
+            self._kept[key] = make()
+        result: T = self._kept[key]
+        return result
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Programs:
         """The same programs on other tensors (those that are not named stay), such as leaves that require gradients."""
         other = Programs(self.model, self.graph, {**self._tensors, **tensors})
         other._made = {key: Program(made.graph, {**made.tensors, **tensors}) for key, made in self._made.items()}
+        other._twice = {key: Program(made.graph, {**made.tensors, **tensors}) for key, made in self._twice.items()}
         other._axes = self._axes
         return other
 
@@ -250,6 +273,19 @@ class BatchAxis:
         if self.minor:
             return first.reshape(self.entries, -1, *first.shape[1:]).transpose(0, 1)
         return first.reshape(-1, self.entries, *first.shape[1:])
+
+    def places(self, samples: Tensor, count: int) -> Tensor:
+        """Indices along `dim` of these samples of `count`, in the order in which a batch of just them would lie."""
+        entry = torch.arange(self.entries, device=samples.device)
+        if self.minor:
+            return (entry[:, None] * count + samples).flatten()
+        return (samples[:, None] * self.entries + entry).flatten()
+
+    def per_entry(self, rows: Tensor) -> Tensor:
+        """One line per sample `[samples, ...]` as one per index along `dim`."""
+        if self.minor:
+            return rows.repeat(self.entries, *([1] * (rows.dim() - 1)))
+        return rows.repeat_interleave(self.entries, 0)
 
 
 def _batch_axes(once: Graph, twice: Program, given: Sequence[Tensor]) -> dict[int, BatchAxis]:

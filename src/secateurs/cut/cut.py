@@ -13,16 +13,15 @@ from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import CaptureError, InputError, PlanError, ProofError, explain
 from secateurs.capture.batch import doubled, generalised
-from secateurs.capture.graph import Graph, Node
+from secateurs.capture.graph import Graph
 from secateurs.capture.modes import eval_mode
-from secateurs.capture.run import operator
 from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
 from secateurs.choose.plan import Plan
 from secateurs.cost.count import count_graph
 from secateurs.cost.predict import CostModel
+from secateurs.couple.chance import draws_numbers
 from secateurs.couple.couple import couple
 from secateurs.couple.group import Bools, Groups
-from secateurs.couple.rules.registry import arguments
 from secateurs.cut.compare import compare
 from secateurs.cut.form import GraphModule
 from secateurs.cut.native import repair_guessed, repair_known, repair_named, sliced_copy
@@ -89,17 +88,6 @@ def cut_detailed(
                 raise ProofError(f"{error}{_about_chance(made.groups.graph)}") from error
             again = apply(model, plan, args, keywords, groups=made.groups, form="graph", why=str(error))
             return prove(model, plan, args, keywords, again)
-
-
-def draws_numbers(graph: Graph) -> bool:
-    """Does the model draw random numbers in eval mode?"""
-    return any(torch.Tag.nondeterministic_seeded in operator(node.op).tags and not _idle(node) for node in graph.nodes)
-
-
-def _idle(node: Node) -> bool:
-    """Dropout and the like that are switched off."""
-    given = arguments(node)
-    return given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0.0
 
 
 def _about_chance(graph: Graph) -> str:

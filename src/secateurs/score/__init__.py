@@ -1,6 +1,18 @@
 """How much does a channel matter: one criterion per file, higher = keep."""
 
-from secateurs.score import apoz, bn_scale, fpgm, l1, l2, mean_activation, random, taylor, taylor_gates, taylor_weights
+from secateurs.score import (
+    apoz,
+    bn_scale,
+    fpgm,
+    l1,
+    l2,
+    mean_activation,
+    oracle,
+    random,
+    taylor,
+    taylor_gates,
+    taylor_weights,
+)
 from secateurs.score.criterion import CRITERIA, Context, Criterion, criterion
 from secateurs.score.score import score
 
@@ -15,6 +27,7 @@ __all__ = [
     "l1",
     "l2",
     "mean_activation",
+    "oracle",
     "random",
     "score",
     "taylor",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from secateurs.base.batches import Batches, device_of, rows, to_device
 from secateurs.base.errors import InputError, TrainError, explain
 from secateurs.base.loss import Loss, describe, losses
 from secateurs.capture.graph import Graph
 from secateurs.capture.program import BatchAxis, Program, Programs, State
+from secateurs.capture.rows import Rows, rows_of
+from secateurs.couple.chance import draws_numbers
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,35 @@ class Batch:
         """Where the samples lie in each value. Raises `InputError` when the model is not made for any batch size."""
         return self._programs.batch_axes(self.inputs)
 
+    def rows(self) -> Rows | None:
+        """The program for any selection of the samples; None when they cannot be run apart from each other."""
+        programs = self._programs
+        if draws_numbers(programs.graph):
+            return None
+        return programs.once("rows", self.inputs, lambda: rows_of(programs, self.inputs))
+
     def on(self, tensors: dict[str, Tensor]) -> Program:
         """The same program on other tensors, such as leaves that require gradients."""
         return Program(self.program.graph, {**self.program.tensors, **tensors})
 
+    def each(self) -> Iterator[Batch]:
+        """The samples one by one, each as a batch of one."""
+        for number in range(self.size):
+            inputs, target = _sample(self.inputs, number, self.size), _sample(self.target, number, self.size)
+            program, given = self._programs.program(inputs)
+            where = f"sample {number} of {self.where}"
+            yield replace(self, program=program, inputs=inputs, target=target, size=1, given=tuple(given), where=where)
+
+    def with_target(self, target: Any) -> Batch:
+        """The same batch with other labels."""
+        return replace(self, target=target)
+
     def loss(self, state: State, program: Program | None = None) -> Tensor:
         """The mean loss over the batch, at the end of a run. Raises `InputError` when it is not a finite scalar."""
-        output = (program or self.program).output(state)
+        return self.loss_of((program or self.program).output(state))
+
+    def loss_of(self, output: Any) -> Tensor:
+        """The mean loss over the batch when the model returns `output`. Raises `InputError` as `loss` does."""
         if self.target is None:
             raise InputError(
                 explain(
@@ -69,7 +94,7 @@ class Batch:
                 )
             ) from error
         if not isinstance(loss, Tensor) or loss.dim() or not bool(torch.isfinite(loss)):
-            shown = f"{float(loss)}" if isinstance(loss, Tensor) and loss.numel() == 1 else describe(loss)
+            shown = f"{float(loss.detach())}" if isinstance(loss, Tensor) and loss.numel() == 1 else describe(loss)
             raise InputError(
                 explain(
                     "The loss is not one finite number",
@@ -123,3 +148,13 @@ class Samples:
         inputs, target = (raw[0], raw[1]) if pair else (raw, None)
         program, given = self._programs.program(inputs)
         return Batch(program, inputs, target, rows(inputs), tuple(given), where, self._programs, self._loss)
+
+
+def _sample(tree: Any, number: int, size: int) -> Any:
+    """One sample's rows of every tensor that has a row for each of the `size` samples."""
+
+    def pick(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size
+        return leaf[number : number + 1] if whole else leaf
+
+    return pytree.tree_map(pick, tree)
