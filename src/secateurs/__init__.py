@@ -27,6 +27,7 @@ from secateurs.deliver.onnx import export_onnx
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.prune import prune
+from secateurs.report import figures
 from secateurs.report.result import Result
 from secateurs.score import score
 from secateurs.train.config import FineTune
@@ -44,7 +45,7 @@ __all__ = [
     "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "HandOver", "InputError", "LoopResult",
     "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
     "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "finetune", "hand_over",
-    "list", "load", "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "steps",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "list", "load", "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "steps",
     "train_prune_loop",
 ]  # fmt: skip

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+from torch import nn
+
+from secateurs.base.errors import InputError, explain
 from secateurs.capture import capture
 from secateurs.cli.arguments import (
     AsJson,
@@ -17,9 +22,15 @@ from secateurs.cli.arguments import (
     example_inputs,
 )
 from secateurs.cli.console import progress, show, show_json
+from secateurs.cli.running import loader
 from secateurs.cost import count_graph
 from secateurs.couple import couple
+from secateurs.couple.group import Groups
+from secateurs.report.figures import gallery, write_page
 from secateurs.report.tables import inspect_tables
+
+PICTURES = "Pictures"
+PAGE = "figures.html"
 
 
 def inspect(
@@ -29,9 +40,45 @@ def inspect(
     exclude: Exclude = None,
     unit: Unit = "heads",
     elementwise: Elementwise = "couple",
+    figures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help=f"Write pictures of filters, activations and scores here, as one page `{PAGE}`.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE",
+            help="package.module:loader, batches of inputs to show activations for; else only weights are shown.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Convolution or linear layer to show, by name; the first and a middle one if left out. Repeatable.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Scores to show; see `secateurs list criteria`.", rich_help_panel=PICTURES),
+    ] = "l1",
     json: AsJson = False,
 ) -> None:
     """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer."""
+    if figures is None and (data is not None or layer):
+        raise InputError(
+            explain(
+                "There are no pictures to use this for",
+                evidence=f"{'--data' if data is not None else '--layer'} without --figures",
+                next_step="add --figures FOLDER",
+            )
+        )
     args, kwargs = example_inputs(input)
     with progress(quiet=json) as stage:
         stage("build")
@@ -42,7 +89,11 @@ def inspect(
         groups = couple(graph, exclude=tuple(exclude or ()), unit=unit, elementwise=elementwise)
         stage("count")
         cost = count_graph(graph)
-    data: dict[str, Any] = {
+        drawn = None
+        if figures is not None:
+            stage("figures")
+            drawn = _draw(model, network, groups, Path(figures), data, layer or [], criterion)
+    found: dict[str, Any] = {
         "model": model,
         "hash": graph.hash,
         "how": graph.how,
@@ -63,5 +114,15 @@ def inspect(
             }
             for group in groups
         ],
+        **({} if drawn is None else {"figures": drawn}),
     }
-    show_json(data) if json else show(inspect_tables(data))
+    show_json(found) if json else show(inspect_tables(found))
+
+
+def _draw(
+    title: str, model: nn.Module, groups: Groups, folder: Path, data: str | None, layers: list[str], criterion: str
+) -> dict[str, Any]:
+    """The file that was written and the names of its pictures."""
+    pictures = gallery(model, groups, data=loader(data), chosen=layers, criterion=criterion)
+    page = write_page(folder / PAGE, pictures, title)
+    return {"file": str(page), "pictures": [picture.name for picture in pictures]}

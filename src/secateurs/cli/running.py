@@ -78,7 +78,7 @@ def run(
         exclude=recipe.exclude,
         unit=recipe.unit,
         elementwise=recipe.elementwise,
-        data=_loader(recipe.data),
+        data=loader(recipe.data),
         evaluate=_function(recipe.evaluate),
         recalibrate=recipe.recalibrate,
         finetune=config,
@@ -118,8 +118,8 @@ def _check_weights(recipe: Recipe, model: nn.Module) -> None:
     )
 
 
-def _loader(reference: str | None) -> Any:
-    """The training batches: what the name stands for, or what it returns when it is a function."""
+def loader(reference: str | None) -> Any:
+    """The batches: what the name stands for, or what it returns when it is a function."""
     if reference is None:
         return None
     found = resolve(reference)
@@ -128,7 +128,7 @@ def _loader(reference: str | None) -> Any:
     if not hasattr(found, "__iter__"):
         raise InputError(
             explain(
-                "The training data cannot be iterated",
+                "The data cannot be iterated",
                 where=f"`{reference}`",
                 evidence=f"it is a {type(found).__name__}",
                 next_step="name a loader, or a function without arguments that returns one",

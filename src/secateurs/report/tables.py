@@ -178,7 +178,10 @@ def inspect_tables(data: Mapping[str, Any]) -> list[RenderableType]:
         parts.append(group_table(free))
     if frozen:
         parts.append(frozen_table(frozen))
-    return [*parts, *(Text(f"Note: {note}") for note in data["notes"])]
+    parts += [Text(f"Note: {note}") for note in data["notes"]]
+    if (drawn := data.get("figures")) is not None:
+        parts.append(Text(f"Pictures in {drawn['file']}: {', '.join(drawn['pictures']) or 'none'}"))
+    return parts
 
 
 def work_table(layers: Iterable[Mapping[str, Any]], total: int) -> Table:
