@@ -6,12 +6,14 @@ from secateurs.score import (
     fpgm,
     l1,
     l2,
+    lasso,
     mean_activation,
     oracle,
     random,
     taylor,
     taylor_gates,
     taylor_weights,
+    thinet,
 )
 from secateurs.score.criterion import CRITERIA, Context, Criterion, criterion
 from secateurs.score.score import score
@@ -26,6 +28,7 @@ __all__ = [
     "fpgm",
     "l1",
     "l2",
+    "lasso",
     "mean_activation",
     "oracle",
     "random",
@@ -33,4 +36,5 @@ __all__ = [
     "taylor",
     "taylor_gates",
     "taylor_weights",
+    "thinet",
 ]
