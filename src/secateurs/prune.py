@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
+from secateurs.base.loss import Loss
 from secateurs.capture import capture
 from secateurs.capture.trace import check_inputs
 from secateurs.choose import choose
@@ -17,6 +18,7 @@ from secateurs.choose.budget import Budget
 from secateurs.cost import count, count_graph
 from secateurs.couple import couple
 from secateurs.cut import cut_detailed
+from secateurs.cut.handover import check_choice, hand_over
 from secateurs.deliver.inputs import describe
 from secateurs.deliver.request import request
 from secateurs.device import Comparison, Device, compare, find_device
@@ -39,6 +41,9 @@ def prune(
     budget: Budget,
     kwargs: Mapping[str, Any] | None = None,
     criterion: str = "l1",
+    options: Mapping[str, Any] | None = None,
+    loss: str | Loss | None = None,
+    score_batches: int = 16,
     equalization: str = "arithmetic_mean",
     normalizer: str | None = None,
     search: str = "global",
@@ -48,6 +53,8 @@ def prune(
     exclude: Sequence[str] = (),
     unit: str = "heads",
     elementwise: str = "couple",
+    bias: str = "drop",
+    padding: str = "interior",
     data: Iterable[Any] | None = None,
     evaluate: Evaluate | None = None,
     recalibrate: int = 16,
@@ -59,8 +66,12 @@ def prune(
 ) -> Result:
     """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
 
-    *What goes*: `criterion`, `equalization` and `normalizer` are those of `score`; `search`, `granularity`,
-    `min_channels` and `floor` those of `choose`; `exclude`, `unit` and `elementwise` those of `couple`.
+    *What goes*: `criterion` with its `options`, `equalization` and `normalizer` are those of `score`; a criterion that
+    looks at data sees the first `score_batches` batches of `data` (0 for all) and `loss` (default: that of
+    `finetune`, else cross-entropy). `search`, `granularity`, `min_channels` and `floor` are those of `choose`;
+    `exclude`, `unit` and `elementwise` those of `couple`.
+    *What stays of it*: with `bias="propagate"` or `"propagate_mean"` the constants that removed channels put out are
+    handed to their consumers, with `padding` as in `hand_over`; `"drop"` leaves them out.
     *What follows the cut*: with `data` (batches `(inputs, target)`), batch-norm statistics are measured afresh on
     `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
     is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
@@ -73,6 +84,7 @@ def prune(
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(budget, exclude, data, finetune, device)
+    check_choice(bias, padding, data)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
 
@@ -81,15 +93,27 @@ def prune(
     story.begin("couple")
     groups = couple(graph, exclude=exclude, unit=unit, elementwise=elementwise)
     story.begin("score")
-    scores = score(groups, model, criterion, equalization=equalization, normalizer=normalizer, seed=seed)
+    scores = score(
+        groups, model, criterion, data=data, loss=_loss(loss, finetune), batches=score_batches or None, options=options,
+        equalization=equalization, normalizer=normalizer, seed=seed,
+    )  # fmt: skip
     story.begin("choose")
     plan = choose(
         graph, groups, scores, budget, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
         criterion=criterion, seed=seed,
     )  # fmt: skip
     story.begin("cut")
-    cutting = cut_detailed(model, plan, args, keywords, groups=groups)
+    mapped = bias != "drop" and padding == "map"
+    cutting = cut_detailed(model, plan, args, keywords, groups=groups, form="graph" if mapped else "auto")
     small = story.judge("cut", cutting.model)
+    handed = None
+    if bias != "drop":
+        story.begin("hand over")
+        handed = hand_over(
+            cutting, model, args, keywords, groups=groups, bias=bias, padding=padding, data=data, seed=seed,
+            batches=score_batches or None,
+        )  # fmt: skip
+        small = story.judge("handed over", handed.model)
 
     measured = None
     if device is not None:  # before training: shapes decide the time, and a runtime that refuses should do so now
@@ -117,6 +141,7 @@ def prune(
         budget=budget,
         graph=graph,
         accuracy=story.accuracy,
+        handed=handed,
         measured=measured,
         frozen=tuple(Frozen(group.name, group.size, str(group.frozen)) for group in groups.frozen),
         history=story.stages(),
@@ -124,10 +149,10 @@ def prune(
         inputs=_describe(args, keywords),
         recipe=request(
             model, args, keywords, data=data, evaluate=evaluate, budget=budget, criterion=criterion,
-            equalization=equalization, normalizer=normalizer, search=search, granularity=granularity,
-            min_channels=min_channels, floor=floor,
-            exclude=list(exclude), unit=unit, elementwise=elementwise, recalibrate=recalibrate, finetune=finetune,
-            seed=seed,
+            options=options and dict(options), loss=loss, score_batches=score_batches, equalization=equalization,
+            normalizer=normalizer, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
+            exclude=list(exclude), unit=unit, elementwise=elementwise, bias=bias, padding=padding,
+            recalibrate=recalibrate, finetune=finetune, seed=seed,
             device=find_device(device).name if device is not None else None,
         ),
         seed=seed,
@@ -174,6 +199,13 @@ def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | De
         )
     if device is not None:
         find_device(device).require()
+
+
+def _loss(given: str | Loss | None, finetune: FineTune | None) -> str | Loss:
+    """The loss that a criterion looks at: as asked, else what will be trained on."""
+    if given is not None:
+        return given
+    return finetune.loss if finetune is not None else "cross_entropy"
 
 
 def _measure(

@@ -117,6 +117,9 @@ class Recipe(BaseModel):
     inputs: tuple[InputText, ...] = ()
     budget: BudgetField
     criterion: str = "l1"
+    options: dict[str, bool | int | float | str] | None = None
+    loss: str | None = None
+    score_batches: Annotated[int, Field(ge=0)] = 16
     equalization: str = "arithmetic_mean"
     normalizer: str | None = None
     search: str = "global"
@@ -126,6 +129,8 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = ()
     unit: Literal["heads", "head_dim"] = "heads"
     elementwise: Literal["couple", "keep"] = "couple"
+    bias: Literal["drop", "propagate", "propagate_mean"] = "drop"
+    padding: Literal["interior", "mean", "map"] = "interior"
     data: Reference | None = None
     evaluate: Reference | None = None
     recalibrate: Annotated[int, Field(ge=0)] = 16
@@ -137,7 +142,8 @@ class Recipe(BaseModel):
     def unnamed(self) -> tuple[str, ...]:
         """The keys whose value was an object in Python and has no name here yet; weights are checked, not named."""
         handed = self.from_python or FromPython()
-        named = {**dict(self), "weights": True, "loss": self.finetune is not None and callable(self.finetune.loss)}
+        trained_on = self.finetune is not None and callable(self.finetune.loss)
+        named = {**dict(self), "weights": True, "loss": self.loss or trained_on}
         return tuple(key.name for key in fields(handed) if getattr(handed, key.name) and not named[key.name])
 
     def to_yaml(self) -> str:

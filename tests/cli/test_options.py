@@ -15,7 +15,7 @@ from secateurs.cli import main
 from secateurs.cli.app import app
 from secateurs.recipe import Recipe
 
-NAMED_OTHERWISE = {"inputs": "input", "finetune": "epochs"}
+NAMED_OTHERWISE = {"inputs": "input", "finetune": "epochs", "options": "option"}
 WITHOUT = {"version": "options are of this version", "from_python": "options name everything"}
 
 HALF = ["prune", "--model", "toy:Net", "--input", "1x1x6x6", "--budget", "macs=0.5"]
@@ -40,6 +40,12 @@ ARRIVES = [
     ("--criterion", "l2", {"criterion": "l2"}),
     ("--equalization", "max", {"equalization": "max"}),
     ("--normalizer", "max", {"normalizer": "max"}),
+    ("--criterion=apoz", "--option=eps=0.01", {"criterion": "apoz", "options": {"eps": 0.01}, "data": "toy:loader"}),
+    ("--loss", "mse", {"loss": "mse"}),
+    ("--loss", "toy:half", {"loss": "toy:half"}),
+    ("--score-batches", "2", {"score_batches": 2}),
+    ("--bias", "propagate", {"bias": "propagate"}),
+    ("--bias=propagate", "--padding=mean", {"bias": "propagate", "padding": "mean"}),
     ("--search", "uniform", {"search": "uniform"}),
     ("--granularity", "4", {"granularity": 4}),
     ("--min-channels", "3", {"min_channels": 3}),
@@ -58,7 +64,8 @@ ARRIVES = [
 def test_an_option_arrives_in_the_recipe_of_the_artifact(
     option: str, text: str, keys: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert main([*HALF, option, text, "--json", "--out", str(tmp_path / "cut")]) == 0
+    more = ["--data", keys["data"]] if "data" in keys and "data" not in option else []
+    assert main([*HALF, option, text, *more, "--json", "--out", str(tmp_path / "cut")]) == 0
     without = recipe.make(model="toy:Net", inputs=("1x1x6x6",), budget={"macs": 0.5}).plain()
     assert recipe.load(tmp_path / "cut" / "recipe.yaml").plain() == {**without, **keys}
 

@@ -40,6 +40,11 @@ def bias(model: nn.Module) -> float:
     return float(sum(parameter.detach().abs().mean() for parameter in model.parameters()))
 
 
+def half(outputs: Tensor, target: Tensor) -> Tensor:
+    """A loss of one's own."""
+    return nn.functional.cross_entropy(outputs, target) / 2
+
+
 def broken() -> nn.Module:
     raise RuntimeError("no weights here")
 

@@ -198,3 +198,27 @@ def load_subject(artifact: str | None, model: str | None, weights: str | None, i
         )
     args, kwargs = example_inputs(inputs)
     return Subject(build_model(model, weights), args, kwargs)
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """`["eps=0.1", "diagonal=fisher"]` as keyword options: numbers and true/false where they look like it."""
+    found: dict[str, bool | int | float | str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.strip() and value.strip()):
+            raise InputError(
+                explain(f"--option {text!r} is not an option of a criterion", next_step="write NAME=VALUE")
+            )
+        found[name.strip()] = _plain(value.strip())
+    return found
+
+
+def _plain(text: str) -> bool | int | float | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

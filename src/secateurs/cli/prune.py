@@ -20,6 +20,7 @@ from secateurs.cli.arguments import (
     Unit,
     Weights,
     parse_budget,
+    parse_options,
 )
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import complete, run
@@ -59,6 +60,23 @@ def prune(
             metavar="NAME", help="How channels are scored; see `secateurs list criteria`.", rich_help_panel=CUT
         ),
     ] = "l1",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Option of the criterion, such as eps=0.01. Repeatable.", rich_help_panel=CUT
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Loss that the criterion looks at: a name, or package.module:function. Default: that of fine-tuning.",
+            rich_help_panel=CUT,
+        ),
+    ] = None,
+    score_batches: Annotated[
+        int, typer.Option(help="Batches of --data that the criterion looks at; 0 for all.", rich_help_panel=CUT)
+    ] = 16,
     equalization: Annotated[
         str,
         typer.Option(
@@ -87,6 +105,22 @@ def prune(
     exclude: Exclude = None,
     unit: Unit = "heads",
     elementwise: Elementwise = "couple",
+    bias: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What becomes of the constants that removed channels put out: drop, propagate, propagate_mean.",
+            rich_help_panel=CUT,
+        ),
+    ] = "drop",
+    padding: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How such a constant meets zero padding: interior, mean, map.",
+            rich_help_panel=CUT,
+        ),
+    ] = "interior",
     data: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +179,9 @@ def prune(
             inputs=tuple(input or ()),
             budget=parse_budget(budget or ()),
             criterion=criterion,
+            options=parse_options(option) if option else None,
+            loss=loss,
+            score_batches=score_batches,
             equalization=equalization,
             normalizer=normalizer,
             search=search,
@@ -154,6 +191,8 @@ def prune(
             exclude=tuple(exclude or ()),
             unit=unit,
             elementwise=elementwise,
+            bias=bias,
+            padding=padding,
             data=data,
             evaluate=evaluate,
             recalibrate=recalibrate,

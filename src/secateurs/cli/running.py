@@ -13,7 +13,7 @@ from secateurs.base.reference import resolve
 from secateurs.cli.arguments import build_model, example_inputs
 from secateurs.deliver.request import FromPython, state_digest
 from secateurs.prune import prune
-from secateurs.recipe import Recipe, make
+from secateurs.recipe import NamedLoss, Recipe, make
 from secateurs.report.result import Result
 
 FLAGS = {
@@ -21,7 +21,7 @@ FLAGS = {
     "inputs": "--input SHAPE",
     "data": "--data package.module:loader",
     "evaluate": "--evaluate package.module:function",
-    "loss": "`loss: package.module:function` under `finetune` in the recipe",
+    "loss": "--loss package.module:function, or `loss` under `finetune` in the recipe",
 }
 """How each key that a recipe from Python leaves open is given."""
 
@@ -69,6 +69,9 @@ def run(
         kwargs=kwargs,
         budget=recipe.budget,
         criterion=recipe.criterion,
+        options=recipe.options,
+        loss=_named_loss(recipe.loss),
+        score_batches=recipe.score_batches,
         equalization=recipe.equalization,
         normalizer=recipe.normalizer,
         search=recipe.search,
@@ -78,6 +81,8 @@ def run(
         exclude=recipe.exclude,
         unit=recipe.unit,
         elementwise=recipe.elementwise,
+        bias=recipe.bias,
+        padding=recipe.padding,
         data=loader(recipe.data),
         evaluate=_function(recipe.evaluate),
         recalibrate=recipe.recalibrate,
@@ -135,6 +140,10 @@ def loader(reference: str | None) -> Any:
             )
         )
     return found
+
+
+def _named_loss(name: str | None) -> Any:
+    return NamedLoss(name) if name is not None and ":" in name else name
 
 
 def _function(reference: str | None) -> Any:

@@ -55,6 +55,17 @@ class HandOver:
     exact: bool
     worst: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, as JSON data."""
+        return {
+            "bias": self.bias,
+            "padding": self.padding,
+            "handed": self.handed,
+            "dropped": list(self.dropped),
+            "exact": self.exact,
+            "worst": self.worst,
+        }
+
 
 def hand_over(
     cutting: CutResult,
@@ -90,7 +101,7 @@ def hand_over(
 
     Raises `UnknownNameError` and `InputError` for arguments that cannot be used, `ProofError` when the proof fails.
     """
-    _check(bias, padding, data)
+    check_choice(bias, padding, data)
     args, keywords = check_inputs(model, example_inputs, kwargs)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         groups = groups or couple(capture(model, args, kwargs=keywords), unit=cutting.plan.unit)
@@ -275,7 +286,8 @@ def _in_double(wide: bool) -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _check(bias: str, padding: str, data: Any) -> None:
+def check_choice(bias: str, padding: str, data: Any) -> None:
+    """Raises `UnknownNameError` for an unknown choice and `InputError` for one that needs data when there is none."""
     for what, given, known in (("way to treat a bias", bias, BIAS), ("way to treat padding", padding, PADDING)):
         if given not in known:
             close = nearest(str(given), known)
@@ -292,4 +304,4 @@ def _check(bias: str, padding: str, data: Any) -> None:
         )
 
 
-__all__ = ["HandOver", "hand_over"]
+__all__ = ["HandOver", "check_choice", "hand_over"]

@@ -39,7 +39,9 @@ def request(
     Functions become `package.module:attribute` where that finds them again. What it does not find (the model itself, a
     loader object, a lambda, inputs that are not plain tensors) is described under `from_python`.
     """
-    inputs, metric, loss = _texts(args, kwargs), name_of(evaluate), _nameless_loss(rest.get("finetune"))
+    inputs, metric = _texts(args, kwargs), name_of(evaluate)
+    trained_on, scored_on = _nameless_loss(rest.get("finetune")), _nameless(rest.get("loss"))
+    loss = trained_on or scored_on
     handed = FromPython(
         model=_kind(model),
         weights=state_digest(model),
@@ -48,8 +50,10 @@ def request(
         evaluate=None if evaluate is None or metric else _kind(evaluate),
         loss=None if loss is None else _kind(loss),
     )
-    if loss is not None:
+    if trained_on is not None:
         rest["finetune"] = replace(rest["finetune"], loss=FineTune.loss)
+    if scored_on is not None:
+        rest["loss"] = None
     asked = {"version": FORMAT, "from_python": handed, "inputs": inputs, **rest, "evaluate": metric}
     return {key: plain(value) for key, value in asked.items() if value is not None}
 
@@ -67,8 +71,13 @@ def _kind(thing: Any) -> str:
 
 def _nameless_loss(config: FineTune | None) -> Any:
     """The loss function of `config` if no recipe can name it."""
-    loss = None if config is None or isinstance(config.loss, str) else config.loss
-    return None if loss is None or getattr(loss, "reference", None) or name_of(loss) else loss
+    return None if config is None else _nameless(config.loss)
+
+
+def _nameless(loss: Any) -> Any:
+    if loss is None or isinstance(loss, str):
+        return None
+    return None if getattr(loss, "reference", None) or name_of(loss) else loss
 
 
 def plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from secateurs.capture.graph import Graph
 from secateurs.choose.budget import Budget
 from secateurs.choose.plan import Plan
 from secateurs.cost import Cost
+from secateurs.cut.handover import HandOver
 from secateurs.cut.prove import Proof
 from secateurs.device import Comparison
 from secateurs.device.environment import cpu_name, usable_cores
@@ -48,8 +49,9 @@ class Result:
 
     `model` is the small network, `original` the untouched one. `form` is `"native"` (the original's own classes) or
     `"graph"` (the rewritten program as a module, because of `why_graph`). `accuracy` maps steps (`original`, `cut`,
-    `recalibrated`, `fine-tuned`) to what `evaluate` returned; `measured` is set when a device was given. `recipe` is
-    the request, `inputs` the shapes and types it was made for (None if they cannot be written down).
+    `handed over`, `recalibrated`, `fine-tuned`) to what `evaluate` returned; `measured` is set when a device was given,
+    `handed` when biases were handed over. `recipe` is the request, `inputs` the shapes and types it was made for (None
+    if they cannot be written down).
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Result:
     graph: Graph
     accuracy: Mapping[str, float] = field(default_factory=dict)
     measured: Comparison | None = None
+    handed: HandOver | None = None
     frozen: tuple[Frozen, ...] = ()
     history: tuple[Stage, ...] = ()
     training: tuple[EpochRow, ...] = ()
@@ -99,6 +102,7 @@ class Result:
             "form": self.form,
             "why_graph": self.why_graph,
             "proof": asdict(self.proof),
+            "handed_over": None if self.handed is None else self.handed.to_dict(),
             "cost": {metric: [getattr(self.before, metric), getattr(self.after, metric)] for metric in METRICS},
             "measured": self._measured(),
             "accuracy": dict(self.accuracy),

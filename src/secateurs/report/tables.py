@@ -53,6 +53,8 @@ def verdict(report: Mapping[str, Any]) -> Text:
     reason = f"; {', '.join(over[:OVER])}{rest}" if over else ""
     text.append(f"{report['budget']}{reason}\n", style="not bold default")
     text.append(f"{proof_sentence(report['proof'])}\n", style="not bold default")
+    if report.get("handed_over"):
+        text.append(f"{handed_sentence(report['handed_over'])}\n", style="not bold default")
     why = f": {report['why_graph'].partition(' Next: ')[0]}" if report.get("why_graph") else ""
     text.append(f"Form: {_FORMS[report['form']]}{why}", style="not bold default")
     return text
@@ -62,6 +64,16 @@ _FORMS = {
     "native": "native (your own classes with smaller tensors)",
     "graph": "graph (the rewritten program as a module; your own classes could not be used)",
 }
+
+
+def handed_sentence(handed: Mapping[str, Any]) -> str:
+    """What came of handing over the constants of removed channels."""
+    exactly = "exact and proven" if handed["exact"] else f"to {handed['worst']:.1e} of the largest output"
+    dropped = f"; {len(handed['dropped'])} dropped: {handed['dropped'][0]}" if handed["dropped"] else ""
+    return (
+        f"Handed over: {handed['handed']:,} constants of removed channels to their consumers "
+        f"({handed['bias']}, {handed['padding']}), {exactly}{dropped}."
+    )
 
 
 def proof_sentence(proof: Mapping[str, Any]) -> str:
