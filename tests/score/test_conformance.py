@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 from torch import Tensor
 
 from secateurs.couple import ChannelGroup
@@ -83,6 +84,24 @@ class TestLasso(CriterionConformance):
 class TestOracle(CriterionConformance):
     criterion = "oracle"
     tolerance = 1e-4
+
+
+class TestObd(CriterionConformance):
+    criterion = "obd"
+
+
+@pytest.mark.medium
+class TestObdByGaussNewton(CriterionConformance):
+    criterion = "obd"
+    options: ClassVar = {"diagonal": "gauss_newton"}
+
+
+class TestObdByHutchinson(CriterionConformance):
+    """The random signs belong to places in the tensors, so that scores do not follow a unit that moves."""
+
+    criterion = "obd"
+    looks_at_model = False
+    options: ClassVar = {"diagonal": "hutchinson", "probes": 4}
 
 
 class TestRandom(CriterionConformance):

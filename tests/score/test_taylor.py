@@ -419,6 +419,19 @@ class TestRefusals:
         with pytest.raises(sec.InputError, match="no gradient"):
             scores(maps(), criterion, [ROW], lambda output, target: (output > 0).double().mean())
 
+    def test_a_model_that_cannot_be_differentiated(self, criterion: str):
+        class Over(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(4, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = torch.tanh(self.body(torch.relu(self.first(x))))
+                return self.head(x.mul_(2))
+
+        with pytest.raises(sec.InputError, match="writes over activations"):
+            scores(Over().double(), criterion, batches(0, (3,), (3,), (2,)), squared)
+
     def test_a_layer_that_the_loss_does_not_see_scores_zero(self, criterion: str):
         class Heads(nn.Module):
             def __init__(self) -> None:

@@ -318,7 +318,8 @@ def _confirmed(program: Program, given: Sequence[Tensor], axes: Mapping[int, Bat
 
         def note(value: int, tensor: Tensor) -> None:
             if value in axes:
-                rows[value] = _fingerprints(tensor.detach().movedim(axes[value].dim, 0).flatten(1))
+                first = tensor.detach().movedim(axes[value].dim, 0)
+                rows[value] = _fingerprints(first.reshape(len(first), -1))
 
         with torch.no_grad():
             state = program.begin(inputs)

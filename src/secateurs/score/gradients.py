@@ -81,7 +81,10 @@ def over_positions(batch: Batch, tap: Tap, tensor: Tensor) -> Tensor:
 
 
 def gradients(batch: Batch, loss: Tensor, sources: Sequence[Any], **options: Any) -> tuple[Tensor | None, ...]:
-    """`d loss / d source` for each, None where the loss does not depend on it. Raises `InputError` for a flat loss."""
+    """`d loss / d source` for each, None where the loss does not depend on it.
+
+    Raises `InputError` for a flat loss, and for a model that overwrites what its gradient needs.
+    """
     if not loss.requires_grad:
         raise InputError(
             explain(
@@ -90,7 +93,19 @@ def gradients(batch: Batch, loss: Tensor, sources: Sequence[Any], **options: Any
                 next_step="pass a `loss=` that can be differentiated, or take a criterion that needs no loss",
             )
         )
-    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, sources, allow_unused=True, **options)
+    try:
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, sources, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise InputError(
+            explain(
+                "The model writes over activations that its gradient needs",
+                where=batch.where,
+                evidence=str(error).partition("; expected")[0],
+                next_step="let the model make new tensors there, or take a criterion that needs no loss",
+            )
+        ) from error
     return found
 
 
