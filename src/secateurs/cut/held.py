@@ -26,8 +26,9 @@ from secateurs.score.samples import Samples
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 PRODUCTS = ("linear", "addmm", "mm", "matmul")
-STEADY = 1e-9
-"""Two numbers of float64 runs are the same constant when they differ by less, relative to their size or 1."""
+STEADY = {torch.float64: 1e-9}
+"""Two numbers of a run are the same constant when they differ by less (other types: 1e-4), relative to their size or 1.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,8 @@ def mean_constants(
     groups: Groups, alive: Bools, model: nn.Module, data: Iterable[Any], *, batches: int | None, seed: int
 ) -> list[Held]:
     """Means over samples and positions of what consumers of the original read at the removed indices."""
-    sites = {(site.node, site.value): site for site in lost_sites(groups, alive)}
+    real = [site for site in lost_sites(groups, alive) if not groups.graph.values[site.value].dtype.is_complex]
+    sites = {(site.node, site.value): site for site in real}
     sums: dict[tuple[int, int], Tensor] = {}
     counts: dict[tuple[int, int], int] = {}
 
@@ -177,17 +179,19 @@ def _silent_producer(run: Run, node: Node, moving: frozenset[int], gone: Axes) -
 
 def _compared(a: Tensor, b: Tensor, dim: int, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers at these indices, and whether each is the same everywhere else along the tensor and in both."""
+    if a.is_complex():
+        return torch.zeros(len(indices), dtype=torch.float64), torch.zeros(len(indices), dtype=torch.bool)
     both = torch.cat([_rows(a, dim, indices), _rows(b, dim, indices)], dim=1)
     if not both.shape[1]:
         return both.new_zeros(len(both)), torch.zeros(len(both), dtype=torch.bool)
     low, high = both.amin(1), both.amax(1)
-    steady = (high - low) <= STEADY * high.abs().clamp(min=1)
+    steady = (high - low) <= STEADY.get(a.dtype, 1e-4) * high.abs().clamp(min=1)
     return torch.where(steady, (low + high) / 2, low), steady
 
 
 def _rows(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
     picked = tensor.detach().index_select(dim, indices.to(tensor.device)).movedim(dim, 0).reshape(len(indices), -1)
-    return (picked.abs() if picked.is_complex() else picked).to("cpu", torch.float64)
+    return picked.to("cpu", torch.float64)
 
 
 def _changed(inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
