@@ -104,6 +104,10 @@ class TestObdByHutchinson(CriterionConformance):
     options: ClassVar = {"diagonal": "hutchinson", "probes": 4}
 
 
+class TestNisp(CriterionConformance):
+    criterion = "nisp"
+
+
 class TestRandom(CriterionConformance):
     criterion = "random"
     looks_at_model = False
