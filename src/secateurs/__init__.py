@@ -28,6 +28,7 @@ from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.prune import prune
 from secateurs.report import figures
+from secateurs.report.criteria import CriteriaComparison, compare_criteria
 from secateurs.report.result import Result
 from secateurs.score import score
 from secateurs.train.config import FineTune
@@ -41,11 +42,11 @@ from secateurs.train.recalibrate import recalibrate
 from secateurs.train.reconstruct import reconstruct
 
 __all__ = [
-    "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost", "CutResult",
-    "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups", "HandOver", "InputError", "LoopResult",
-    "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError", "Result", "SecateursError",
-    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
-    "hand_over", "list", "load", "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "steps",
-    "train_prune_loop",
+    "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost",
+    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups",
+    "HandOver", "InputError", "LoopResult", "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError",
+    "Result", "SecateursError", "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture",
+    "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer",
+    "export_onnx", "figures", "finetune", "hand_over", "list", "load", "measure", "plan", "prune", "recalibrate",
+    "reconstruct", "save", "score", "steps", "train_prune_loop",
 ]  # fmt: skip

@@ -1,0 +1,89 @@
+"""Comparing criteria: the numbers are those of `score` and `scipy`, in tables, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+import secateurs as sec
+from secateurs.base.errors import InputError
+
+torch.set_num_threads(1)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 3),
+    ).eval()  # fmt: skip
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(10, 3, 8, 8, generator=generator), torch.arange(10) % 3) for _ in range(2)]
+
+
+def compared(criteria=("l1", "mean_activation", "random"), **more):
+    return sec.compare_criteria(network(), torch.zeros(1, 3, 8, 8), criteria, data=batches(), bootstrap=50, **more)
+
+
+def test_correlations_are_those_of_the_scores():
+    found = compared()
+    model, data = network(), batches()
+    groups = sec.couple(sec.capture(model, torch.zeros(1, 3, 8, 8)))
+    truth = sec.score(groups, model, "oracle", data=data)
+    for name in ("l1", "mean_activation", "random"):
+        mine = sec.score(groups, model, name, data=data)
+        for group, row in mine.items():
+            assert found.by_group[name][group].rho == pytest.approx(spearmanr(row, truth[group]).statistic)
+        a, b = (np.concatenate([rows[group] for group in truth]) for rows in (mine, truth))
+        assert found.overall[name].rho == pytest.approx(spearmanr(a, b).statistic)
+        assert found.overall[name].units == 14
+        assert found.overall[name].low <= found.overall[name].rho <= found.overall[name].high
+
+
+def test_best_first_and_the_reference_is_its_own_best():
+    found = compared(("random", "l1"), reference="mean_activation")
+    rhos = [item.rho for item in found.overall.values()]
+    assert rhos == sorted(rhos, reverse=True)
+    assert "mean_activation" not in found.overall
+
+
+def test_all_that_apply_by_default_and_why_others_do_not():
+    found = compared(None)
+    assert {"l1", "l2", "mean_activation", "random"} <= found.overall.keys()
+    assert "oracle" not in found.overall
+    assert "bn_scale" in found.skipped or "bn_scale" in found.overall
+    assert found.skipped.keys().isdisjoint(found.overall)
+
+
+def test_prints_tables_and_gives_json():
+    found = compared()
+    text = str(found)
+    for word in ("Spearman", "oracle", "l1", "mean_activation", "random", "all units"):
+        assert word in text
+    again = json.loads(found.to_json())
+    assert again["overall"]["l1"]["rho"] == found.overall["l1"].rho
+    assert len(again["scores"]["oracle"]["0"]) == 8
+
+
+def test_picture_holds_every_number():
+    pytest.importorskip("plotly")
+    found = compared()
+    bars, dots = found.figure().data
+    assert list(bars.x) == list(found.overall)
+    assert list(bars.y) == [item.rho for item in found.overall.values()]
+    assert len(dots.x) == 3 * 2
+
+
+def test_what_was_asked_for_and_does_not_apply_is_refused():
+    with pytest.raises(sec.UnknownNameError, match="l1"):
+        compared(("l11",))
+    with pytest.raises(InputError, match="Nothing can be removed"):
+        sec.compare_criteria(nn.Linear(2, 2), torch.zeros(1, 2), data=[])
