@@ -33,6 +33,7 @@ DONE: dict[str, tuple[list[str], str]] = {
 }
 
 REFUSED = {
+    "criteria": ["criteria", *NET, "--data", "toy:loader", "--criterion", "l11"],
     "demo": ["demo", "--epochs", "-1"],
     "inspect": ["inspect", "--model", "toy:Nets", *INPUT],
     "inspect, no model": ["inspect"],
