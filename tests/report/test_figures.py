@@ -71,6 +71,15 @@ def test_maps_share_one_scale_from_zero_or_about_zero() -> None:
     assert (signed.low, signed.high) == (-3, 3)
 
 
+def test_a_few_peaks_do_not_darken_the_rest() -> None:
+    values = torch.arange(1000.0).reshape(1, 20, 50)
+    values[0, 19, 49] = 1e6
+    assert figures.activation_maps(values).high == 995  # of 1000 entries four are larger
+    rare = torch.zeros(1, 20, 50)
+    rare[0, 0, 0] = 7
+    assert figures.activation_maps(rare).high == 7
+
+
 def test_large_maps_are_averaged_over_blocks() -> None:
     values = torch.rand(2, 401, 600, generator=torch.Generator().manual_seed(0))
     grid = figures.activation_maps(values)

@@ -114,7 +114,10 @@ _FILTERS = (
     "scale, a grey tile is a filter that has learnt next to nothing; on its own scale it shows as noise. Filters that "
     "are flagged as dead have a red frame."
 )
-_MAPS = "One tile per channel after the batch norm and the activation behind the layer, all on one colour scale."
+_MAPS = (
+    "One tile per channel after the batch norm and the activation behind the layer, all on one colour scale, whose end "
+    "at most half a per cent of the entries exceed."
+)
 _DEAD = (
     "A filter is flagged (red) when both its norm and its mean |activation| are below a tenth of the layer's largest "
     "(dashed line)."

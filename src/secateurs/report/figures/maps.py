@@ -19,13 +19,16 @@ MOST_MAPS = 256
 MOST_CELLS = 300_000
 """A picture with more is too heavy to open: the first maps are shown, averaged over small blocks."""
 
+SATURATES = 0.005
+"""Share of the entries that is beyond the ends of the colour scale, so that a few peaks do not darken all others."""
+
 
 @dataclass(frozen=True)
 class MapGrid:
     """`maps` `[n, height, width]`, averaged over blocks of `block` x `block`, of the first n of `channels` channels.
 
-    `low` and `high` are the ends of the common colour scale: 0 and the largest entry, or symmetric about 0 when there
-    are entries below it.
+    `low` and `high` are the ends of the common colour scale: 0 and the magnitude that a share of `SATURATES` of the
+    entries exceeds, or symmetric about 0 when there are entries below it.
     """
 
     maps: NDArray[np.float32]
@@ -56,7 +59,8 @@ def activation_maps(values: Tensor, most: int = MOST_MAPS) -> MapGrid:
     block = max(1, ceil(sqrt(shown.numel() / MOST_CELLS)))
     if block > 1:
         shown = F.avg_pool2d(shown, block, ceil_mode=True, count_include_pad=False)
-    largest = float(shown.abs().max())
+    sizes = shown.abs().numpy()
+    largest = float(np.quantile(sizes, 1 - SATURATES, method="higher")) or float(sizes.max())
     return MapGrid(shown.numpy(), len(values), block, -largest if bool((shown < 0).any()) else 0.0, largest)
 
 
