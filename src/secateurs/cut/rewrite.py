@@ -20,6 +20,7 @@ from secateurs.capture.graph import Graph, Leaf, Node, Ref, Value, map_refs
 from secateurs.capture.run import operator
 from secateurs.couple.group import Bools, Groups
 from secateurs.couple.rules.registry import arguments, base_name
+from secateurs.couple.written import WRITES, only_written
 
 Ints = np.ndarray
 
@@ -60,9 +61,6 @@ class Cutting:
         self.constants[name] = data
         return Ref(index)
 
-
-WRITES = ("copy_", "fill_", "zero_")
-"""Operators that fill a view and need not read it."""
 
 Rewrite = Callable[[Cutting, Node, dict[str, Any]], Node]
 REWRITES: dict[str, Rewrite] = {}
@@ -221,35 +219,17 @@ def _slice(cut: Cutting, node: Node, given: dict[str, Any]) -> Node:
         return node
     if cut.kept(x, dim) is None:
         return node
-    if x in cut.targets:
-        raise ProofError(explain("A write to a slice of a slice can not be rewritten for the cut", where=node.where))
     positions = moved_positions(cut, node, dim)
     steps = np.diff(positions)
     if positions.size and (steps == steps[:1]).all():
         first, step = int(positions[0]), int(steps[0]) if steps.size else given.get("step", 1)
         end = int(positions[-1]) + 1
         return with_arguments(node, op="aten.slice.Tensor", self=Ref(x), dim=dim, start=first, end=end, step=step)
-    if only_written(cut.graph, node.outputs[0] or 0):
+    owned = {axis for axis in range(len(cut.old(x))) if cut.kept(x, axis) is not None}
+    if only_written(cut.graph, node.outputs[0] or 0, owned):
         _aim(cut, node.outputs[0] or 0, dim, cut.new(x)[dim], cut.constant(torch.from_numpy(positions)))
         return with_arguments(node, op="aten.slice.Tensor", self=Ref(x), dim=dim, start=0, end=cut.new(x)[dim], step=1)
     return _index_select(cut, node, dim, positions)
-
-
-def only_written(graph: Graph, value: int) -> bool:
-    """Is this view, or a further slice of it, written to as a whole, and never read?"""
-    if value in graph.outputs:
-        return False
-    for node in (node for node in graph.nodes if value in node.inputs):
-        write = node.op.split(".")[1] in WRITES and value not in node.inputs[1:]
-        if not write and node.op != "aten.slice.Tensor":
-            return False
-        if not (_unread(graph, node) if write else only_written(graph, node.outputs[0] or 0)):
-            return False
-    return True
-
-
-def _unread(graph: Graph, node: Node) -> bool:
-    return node.outputs[0] not in graph.outputs and all(node.outputs[0] not in item.inputs for item in graph.nodes)
 
 
 def _aim(cut: Cutting, view: int, dim: int, size: int, table: Ref) -> None:
@@ -270,15 +250,6 @@ def _write(cut: Cutting, node: Node, given: dict[str, Any]) -> Node:
     what = given.get("src", given.get("value", 0))
     if not isinstance(what, Ref):
         what = cut.constant(torch.tensor(what, dtype=dtype))
-    if cut.values[what.value].dtype != dtype:
-        raise ProofError(
-            explain(
-                "This write can not be rewritten for the cut",
-                where=node.where,
-                evidence=f"it turns {cut.values[what.value].dtype} into {dtype}",
-                next_step=f"convert what is written with `.to({dtype})` first",
-            )
-        )
     cut.values[out] = replace(cut.values[out], shape=cut.new(view))
     indices = [*[None] * dim, table]
     op = "aten.index_put_.default"

@@ -15,6 +15,7 @@ from secateurs.couple.causes import fixed
 from secateurs.couple.coupler import Coupler, Layer, spread, varying
 from secateurs.couple.pointwise import pointwise
 from secateurs.couple.rules.registry import Unmovable, arguments, rule
+from secateurs.couple.written import lost_write, only_written
 
 
 def shrink(ids: Tensor) -> Layer:
@@ -44,6 +45,8 @@ def moved(c: Coupler, node: Node) -> None:
     """One tensor in, its elements out in another order: run the operator on every layer of it."""
     x = node.inputs[0]
     shape = c.shape(x)
+    if node.op == "aten.slice.Tensor":
+        _hold_written(c, node)
     results: list[list[Layer]] = [[] for _ in node.outputs]
     for layer in c.of(x):
         ids = {x: layer.expand(shape)}
@@ -55,6 +58,24 @@ def moved(c: Coupler, node: Node) -> None:
                 results[position].append(small)
     for out, layers in zip(node.outputs, results, strict=True):
         c.put(out, layers)
+
+
+def _hold_written(c: Coupler, node: Node) -> None:
+    """Freeze what is written through a view of every second channel, if a cut could not do that write."""
+    given, out = arguments(node), node.outputs[0] or 0
+    x, step = given["self"].value, given["step"]
+    dim = given["dim"] % len(c.shape(x))
+    owned = {axis for layer in c.of(x) for axis in varying(layer)}
+    if step == 1 or dim not in owned or only_written(c.graph, out, owned):
+        return
+    write = lost_write(c.graph, node)
+    if write is not None:
+        start, span = given["start"] or 0, (c.shape(out)[dim] - 1) * step + 1
+        start = max(start + c.shape(x)[dim], 0) if start < 0 else start
+        for layer in c.of(x):
+            if dim in varying(layer):
+                why = f"{write.where} writes through a view of step {step} along it, so it must stay evenly spaced"
+                c.freeze(layer.narrow(dim, start, span), why)
 
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
