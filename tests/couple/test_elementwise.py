@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateurs as sec
+from secateurs.capture.graph import Node
 from secateurs.capture.program import follows_inputs
 from secateurs.capture.run import operator
 from secateurs.couple.group import Groups
@@ -83,6 +84,7 @@ ALONE = {
     "a map of one channel": lambda net, a, b: a * net.one(b).sigmoid(),
     "itself": lambda net, a, b: a * a,
     "a function of itself": lambda net, a, b: a * torch.sigmoid(a) - a.relu(),
+    "a function of itself with parameters": lambda net, a, b: (net.scale * a).tanh() + a,
     "its own mean": lambda net, a, b: a - a.mean((2, 3), keepdim=True),
     "a batch norm": lambda net, a, b: net.norm(a),
 }
@@ -150,7 +152,7 @@ def test_an_unknown_way_is_refused():
 @settings(derandomize=True, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 @given(networks(), st.sampled_from(["heads", "head_dim"]))
 def test_what_can_go_comes_from_one_place_wherever_two_activations_meet(program, unit):
-    """Walks back from both operands, over values that carry the unit, to where it begins."""
+    """Walks back from both operands, over values that carry the unit, to the layers whose weights make it."""
     model, example_inputs = program.build()
     graph = sec.capture(model, example_inputs)
     coupled, groups = sec.couple(graph, unit=unit), sec.couple(graph, unit=unit, elementwise="keep")
@@ -159,17 +161,22 @@ def test_what_can_go_comes_from_one_place_wherever_two_activations_meet(program,
     moving = follows_inputs(graph)
     carried: dict[int, set[int]] = {}
     for (value, _), units in groups.axes.items():
-        if value in moving:
-            carried.setdefault(value, set()).update(units[units >= 0].tolist())
+        carried.setdefault(value, set()).update(units[units >= 0].tolist())
+
+    def pointwise(node: Node) -> bool:
+        return torch.Tag.pointwise in operator(node.op).tags
 
     def begins(value: int, unit: int) -> frozenset[int]:
         producer = graph.values[value].producer
         assert producer is not None
-        behind = [item for item in graph.nodes[producer].inputs if unit in carried.get(item, ())]
-        return frozenset().union(*(begins(item, unit) for item in behind)) if behind else frozenset([producer])
+        node = graph.nodes[producer]
+        reads = [item for item in node.inputs if unit in carried.get(item, ())]
+        behind = [item for item in reads if item in moving]
+        layer = any(item not in moving and len(graph.values[item].shape) > 1 for item in reads) and not pointwise(node)
+        return frozenset([producer]) if layer or not behind else frozenset().union(*(begins(x, unit) for x in behind))
 
     for node in graph.nodes:
-        if torch.Tag.pointwise in operator(node.op).tags and "copy" not in node.op:
+        if pointwise(node) and "copy" not in node.op:
             inputs = [value for value in dict.fromkeys(node.inputs) if value in moving]
             for first, second in combinations(inputs, 2):
                 for met in carried.get(first, set()) & carried.get(second, set()):

@@ -14,6 +14,8 @@ UNREAD = ("copy", "to", "type_as")
 
 def pointwise(c: Coupler, node: Node, operands: list[int], rank: int) -> list[Layer]:
     """Tie the layers of operands that broadcast against each other; the layers of the result, of rank `rank`."""
+    if c.apart:  # the result stands for the activation among its operands
+        operands = sorted(operands, key=lambda value: value not in c.apart)
     aligned = [[_align(layer, rank) for layer in c.of(value)] for value in operands]
     present = [_present(c.shape(value), rank) for value in operands]
     if c.apart:
