@@ -40,13 +40,15 @@ from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
 from secateurs.train.reconstruct import reconstruct
+from secateurs.train.soft import Soft
+from secateurs.train.soft_prune import SoftPruning, soft_prune
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups",
     "HandOver", "InputError", "LoopResult", "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError",
-    "Result", "SecateursError", "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture",
-    "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer",
-    "export_onnx", "figures", "finetune", "hand_over", "list", "load", "measure", "plan", "prune", "recalibrate",
-    "reconstruct", "save", "score", "steps", "train_prune_loop",
+    "Result", "SecateursError", "Soft", "SoftPruning", "TrainError", "UnknownNameError", "WriteError", "__version__",
+    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
+    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "measure", "plan", "prune",
+    "recalibrate", "reconstruct", "save", "score", "soft_prune", "steps", "train_prune_loop",
 ]  # fmt: skip

@@ -38,6 +38,7 @@ from secateurs.deliver.request import FORMAT, FromPython, plain
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.penalty import Penalty
+from secateurs.train.soft import Soft
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def _finetune(data: Any) -> FineTune:
         given["distil"] = Distill(**_mapping(given["distil"]))
     if given.get("penalty") is not None:
         given["penalty"] = Penalty(**_mapping(given["penalty"]))
+    if given.get("soft") is not None:
+        given["soft"] = Soft(**_mapping(given["soft"]))
     if "milestones" in given:
         given["milestones"] = tuple(given["milestones"])
     return FineTune(**given)
@@ -162,6 +165,7 @@ _SECTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("finetune",): tuple(field.name for field in fields(FineTune)),
     ("finetune", "distil"): tuple(field.name for field in fields(Distill)),
     ("finetune", "penalty"): tuple(field.name for field in fields(Penalty)),
+    ("finetune", "soft"): tuple(field.name for field in fields(Soft)),
 }
 
 

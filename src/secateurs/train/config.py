@@ -12,6 +12,7 @@ from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
 from secateurs.train.distill import Distill
 from secateurs.train.penalty import Penalty
+from secateurs.train.soft import Soft
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
@@ -27,7 +28,7 @@ class FineTune:
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
     `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
-    price on large weights.
+    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return.
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -62,6 +63,7 @@ class FineTune:
     loss: str | Callable[..., Any] = "cross_entropy"
     distil: Distill | None = None
     penalty: Penalty | None = None
+    soft: Soft | None = None
     batches: int | None = None
     patience: int | None = None
     keep: str = "last"
@@ -104,7 +106,7 @@ class FineTune:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DECIDES_NOTHING}
         data["milestones"] = list(self.milestones)
-        for part in ("distil", "penalty"):
+        for part in ("distil", "penalty", "soft"):
             given = getattr(self, part)
             data[part] = given.identity() if given is not None else None
         if not isinstance(self.loss, str):

@@ -24,6 +24,7 @@ from secateurs.train.place import start_fabric, state_to
 from secateurs.train.progress import EpochRow
 from secateurs.train.recalibrate import recalibrate_
 from secateurs.train.run import Run
+from secateurs.train.soft import Filters
 
 __all__ = ["FineTune", "FineTuneResult", "finetune"]
 
@@ -109,8 +110,9 @@ def _train(
     if config.distil is not None and teacher is not None and uses_teacher(config.distil):
         distillation = Distillation(student, teacher, config.distil, fabric.device, fabric.autocast)
     try:
+        soft = None if config.soft is None else Filters.of(model, batches, config.soft)
         steps = _optimizer(config, optimizer, model, student)
-        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder)
+        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft)
         run.identify(model, teacher if distillation is not None else None)
         if not (resume and run.resume()):
             if config.recalibrate:

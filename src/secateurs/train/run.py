@@ -31,6 +31,7 @@ from secateurs.train.penalty import Penalty, balanced
 from secateurs.train.place import buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
 from secateurs.train.schedule import factor
+from secateurs.train.soft import Filters
 
 
 class Run:
@@ -51,7 +52,9 @@ class Run:
         distillation: Distillation | None,
         evaluate: Callable[[nn.Module], float] | None,
         folder: Path | None,
+        soft: Filters | None = None,
     ) -> None:
+        self.soft = soft
         self.config, self.fabric, self.student, self.optimizer = config, fabric, student, optimizer
         self.batches, self.distillation, self.evaluate, self.folder = batches, distillation, evaluate, folder
         self.progress = Progress()
@@ -132,6 +135,8 @@ class Run:
         buffers_from_first(self.fabric, self.student)
         if self.config.keep == "best" and self.best:
             checkpoint.load_model(self.student, self.best, "best/")
+        if self.soft is not None:
+            self.soft.zero(self.student)
 
     @property
     def _step_number(self) -> int:
@@ -154,6 +159,8 @@ class Run:
             every = self.config.checkpoint_steps
             if every and progress.batch < self.batches.length and self._step_number % every == 0:
                 self._save()
+        if self.soft is not None and self.soft.due(progress.epoch + 1):
+            self.soft.zero(self.student)
         buffers_from_first(self.fabric, self.student)
         metric = self._metric()
         seconds = earlier + time.perf_counter() - started
