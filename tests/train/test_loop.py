@@ -115,6 +115,22 @@ def test_all_rounds_failing_gives_the_original_back(trained: nn.Module, data):
     assert [row.verdict for row in result.rounds] == ["rolled back"]
 
 
+def test_reference_is_the_original_or_the_penalised_model(trained: nn.Module, data):
+    """Original 1.0, penalised 0.8, cut and retrained 0.75: good enough for the second only."""
+
+    def verdict(reference: str) -> str:
+        metrics = iter([1.0, 0.8, 0.3, 0.75])
+        result = train_prune_loop(
+            trained, X, data, steps=sec.Budget(macs=0.5), evaluate=lambda model: next(metrics), retrain=RETRAIN,
+            penalise=PENALISE, tolerance=0.1, reference=reference, **FREE,
+        )  # fmt: skip
+        assert (result.baseline, result.penalised) == (1.0, 0.8)
+        return result.rounds[0].verdict
+
+    assert verdict("original") == "rolled back"
+    assert verdict("penalised") == "accepted"
+
+
 def test_rollbacks_try_halfway(trained: nn.Module, data):
     """Good down to 60 % of the MACs: 80 accepted, 40 fails, 60 accepted, then halfway to 40 fails."""
     whole = sec.count(trained, X).macs
@@ -201,6 +217,8 @@ def test_folder_of_another_run_is_refused(trained: nn.Module, data, tmp_path: Pa
         ({"penalise": sec.FineTune()}, "no penalty"),
         ({"tolerance": float("nan")}, "finite"),
         ({"rollbacks": -1}, "at least 0"),
+        ({"reference": "best"}, "give 'original' or 'penalised'"),
+        ({"reference": "penalised"}, "no training with a penalty"),
     ],
 )
 def test_bad_input(more: dict[str, object], match: str, trained: nn.Module, data):

@@ -35,6 +35,7 @@ from secateurs.train.recalibrate import recalibrate as refresh
 
 Evaluate = Callable[[nn.Module], float]
 JOURNAL = "loop.jsonl"
+REFERENCES = ("original", "penalised")
 ACCEPTED, ROLLED_BACK, NOTHING = "accepted", "rolled back", "nothing to remove"
 
 
@@ -43,7 +44,7 @@ class Round:
     """One round: the step that was tried, what it left (of the model it cut), the metric after each part, the verdict.
 
     `units` counts the units removed in this round, `macs` and `params` what remains. `verdict` is `"accepted"`,
-    `"rolled back"` (the metric ended below the baseline minus the tolerance) or `"nothing to remove"`.
+    `"rolled back"` (the metric ended below the reference minus the tolerance) or `"nothing to remove"`.
     """
 
     number: int
@@ -97,6 +98,7 @@ def train_prune_loop(
     retrain: FineTune | None = None,
     penalise: FineTune | None = None,
     tolerance: float = 0.01,
+    reference: str = "original",
     rollbacks: int = 0,
     kwargs: Mapping[str, Any] | None = None,
     criterion: str | Callable[..., Tensor] = "l2",
@@ -124,10 +126,11 @@ def train_prune_loop(
     one-shot pruning): score with `criterion` (`options`, `loss`, `batches`, `normalizer`, `equalization` as in `score`;
     `data` gives its batches), choose (`search`, `granularity`, `min_channels`, `floor` as in `choose`), cut and prove,
     refresh batch norms on `recalibrate` batches (0 for none), `evaluate` (model -> float, higher is better), `retrain`
-    (None for none) and evaluate again. A round is accepted if the metric is at least the original's minus `tolerance`;
-    the next one starts from there. Else it is rolled back, and the loop ends with the last accepted model; with
-    `rollbacks` above 0, that many times it first tries halfway between the last accepted step and the failed one. A
-    step that removes nothing is noted and the next one is tried.
+    (None for none) and evaluate again. A round is accepted if the metric is at least the original's minus `tolerance`
+    (with `reference="penalised"`, that of the model trained with the penalty, which is fairer where the original has
+    seen the validation data and forgets some of it); the next one starts from there. Else it is rolled back, and the
+    loop ends with the last accepted model; with `rollbacks` above 0, that many times it first tries halfway between the
+    last accepted step and the failed one. A step that removes nothing is noted and the next one is tried.
 
     With a `folder`, a run that is killed goes on where it was when the same call is made again, and ends with the same
     result (on a CPU, to the bit). `on_round` is called after each round.
@@ -138,13 +141,13 @@ def train_prune_loop(
     listed = [steps] if isinstance(steps, Budget) else list(steps)
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, penalise, tolerance, rollbacks)
+    _check_reference(reference, penalise)
     loop = _Loop(model, args, keywords, data, evaluate, None if folder is None else Path(folder))
     loop.identify(
         steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
         equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
         exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, recalibrate=recalibrate,
-        batches=batches, seed=seed,
-        tolerance=tolerance, rollbacks=rollbacks,
+        batches=batches, seed=seed, tolerance=tolerance, reference=reference, rollbacks=rollbacks,
         retrain=None if retrain is None else retrain.identity(),
         penalise=None if penalise is None else penalise.identity(),
     )  # fmt: skip
@@ -154,6 +157,7 @@ def train_prune_loop(
     if penalise is not None:
         current = loop.train("penalise", current, penalise)
         penalised = loop.metric("penalised", current)
+    least = (baseline if reference == "original" or penalised is None else penalised) - tolerance
 
     def choice(now: nn.Module, budget: Budget) -> Plan:
         graph = capture(now, args, kwargs=keywords)
@@ -193,7 +197,7 @@ def train_prune_loop(
         if retrain is not None:
             small = loop.train(place, small, retrain)
         metric = loop.metric(f"{place}/metric", small)
-        good = metric >= baseline - tolerance
+        good = metric >= least
         row = Round(
             number, str(step), sum(item.size - len(item.kept) for item in made.groups), made.after["macs"],
             made.after["params"], after_cut, metric, ACCEPTED if good else ROLLED_BACK, time.perf_counter() - started,
@@ -318,6 +322,17 @@ def _check(listed: Sequence[Any], penalise: FineTune | None, tolerance: float, r
             explain(
                 f"tolerance={tolerance!r}, rollbacks={rollbacks!r} cannot be used",
                 next_step="give finite numbers of at least 0",
+            )
+        )
+
+
+def _check_reference(reference: str, penalise: FineTune | None) -> None:
+    if reference not in REFERENCES or (reference == "penalised" and penalise is None):
+        raise InputError(
+            explain(
+                f"reference={reference!r} cannot be used",
+                evidence="there is no training with a penalty" if reference in REFERENCES else "",
+                next_step=f"give {' or '.join(map(repr, REFERENCES))}, the latter together with `penalise`",
             )
         )
 
