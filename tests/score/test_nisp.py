@@ -131,6 +131,21 @@ def test_heads_of_their_own_both_count():
     assert scores["stem"].tolist() == [1 + 11, 10 + 10]
 
 
+def test_tensors_that_the_model_makes_itself():
+    """A recurrent layer starts from zeros of its own, in the model's own precision."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cells, self.head = nn.Linear(4, 6), nn.LSTM(6, 7, batch_first=True), nn.Linear(7, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cells(F.relu(self.first(x)))[0][:, -1])
+
+    scores = scored(Last(), torch.randn(6, 5, 4))
+    assert all(bool((row > 0).all()) for row in scores.values()) and len(scores) == 2
+
+
 @pytest.mark.parametrize("bad", [lambda r: r, given(1), given(1, -1), given(1, float("nan")), "variance"])
 def test_rankers_that_give_no_scores(bad: object):
     model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))

@@ -206,6 +206,7 @@ class _Run:
         return self.values[value] if value in self.values else self.leaves[value]
 
     def put(self, value: int, tensor: Tensor) -> None:
+        tensor = tensor.double() if tensor.is_floating_point() else tensor  # operators that make tensors say their type
         if value in self.moving and tensor.is_floating_point() and not tensor.requires_grad:
             tensor = tensor.detach().requires_grad_()
         if value in self.wanted and tensor.requires_grad:
