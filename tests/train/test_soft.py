@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from train.networks import convolutional, images, loader, plain, points, same, state
 
 import secateurs as sec
 from secateurs import recipe
 from secateurs.base.errors import InputError, TrainError, UnknownNameError
+from secateurs.testing.strategies import networks
 from secateurs.train.finetune import FineTune, finetune
-from secateurs.train.soft import Soft
+from secateurs.train.soft import Filters, Soft
 
 torch.set_num_threads(1)
 IMAGE = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(3))
@@ -187,6 +190,33 @@ def test_a_network_in_graph_form_is_trained_and_cut_like_the_module(make: Callab
     ]
     assert both[0]
     assert both[0] == both[1]
+
+
+@pytest.mark.medium
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(networks(), st.sampled_from([0.2, 0.5]))
+def test_in_any_network_the_zero_filters_are_whole_units_and_can_be_cut(program: Any, fraction: float) -> None:
+    """Every producer of a group is zero at the rows of the same units, and nothing else changed."""
+    model, inputs = program.build()
+    groups, soft = sec.couple(sec.capture(model, inputs)), Soft(fraction=fraction)
+    try:
+        filters = Filters(groups, soft)
+    except InputError:
+        return
+    before = state(model)
+    filters.zero(model)
+    after, found = state(model), filters.zeros(model)
+    touched = set()
+    for name, members in filters.producers.items():
+        size = groups[name].size
+        assert len(found[name]) >= min(floor(fraction * size + 0.5), size - 1)
+        for member in members:
+            touched.add(member.leaf)
+            gone = [index for index, unit in enumerate(member.units) if unit in found[name]]
+            assert not after[member.leaf].index_select(member.dim, torch.tensor(gone, dtype=torch.long)).any()
+    assert {name for name in before if not torch.equal(before[name], after[name])} <= touched
+    keep = {name: sorted(set(range(groups[name].size)) - set(units)) or [0] for name, units in found.items() if units}
+    sec.cut_detailed(model, sec.plan(groups.graph, groups, keep), inputs, groups=groups)
 
 
 def test_what_cannot_be_used_is_refused() -> None:
