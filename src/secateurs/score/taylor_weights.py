@@ -31,9 +31,10 @@ def taylor_weights(
     in the paper) a running average over them. Rows: one per layer that produces the channels; biases do not count.
     Higher = keep.
 
-    Needs inputs and targets; costs one forward and backward pass (order 2: about three). It is defined per mini-batch:
-    how the data is split matters. A bad choice at a minimum, where slopes are noise (take order 2 or `obd`), and right
-    before a layer norm, where the loss does not change with the scale of all filters together.
+    Needs inputs and targets; costs one forward and backward pass (order 2, which differentiates twice: about six). It
+    is defined per mini-batch: how the data is split matters. A bad choice at a minimum, where slopes are noise (take
+    order 2 or `obd`), and right before a layer norm, where the loss does not change with the scale of all filters
+    together.
 
     Raises `UnknownNameError` for another form, `InputError` for another order.
 
