@@ -187,7 +187,7 @@ def test_one_number_for_a_padded_consumer_is_off_by_at_most_the_missing_taps(pad
     inner = error[:, :, 1:-1, 1:-1].max().item()
     assert (inner < 1e-12) == (padding == "interior")
     if padding == "mean":
-        lost = F.conv2d(torch.full_like(X[:1, :1, :5, :5], float(constant[1])), model[3].weight[:, 1:2], padding=1)
+        lost = F.conv2d(torch.full_like(X[:1, :1, :5, :5], constant[1].item()), model[3].weight[:, 1:2], padding=1)
         torch.testing.assert_close(result.model[3].bias - model[3].bias, lost.mean((0, 2, 3)))  # type: ignore[index]
 
 

@@ -41,7 +41,7 @@ def reconstruct(
     batches: int | None = None,
     samples_per_image: int | None = 32,
     ridge: float = 1e-3,
-    target: str = "sum",
+    target: str = "output",
     layers: str = "reading",
     seed: int = 0,
 ) -> nn.Module:
