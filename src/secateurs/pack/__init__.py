@@ -1,0 +1,1 @@
+"""Quantise, share weights, code by entropy: one small file, and back."""
