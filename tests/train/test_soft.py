@@ -193,7 +193,7 @@ def test_a_network_in_graph_form_is_trained_and_cut_like_the_module(make: Callab
 
 
 @pytest.mark.medium
-@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(networks(), st.sampled_from([0.2, 0.5]))
 def test_in_any_network_the_zero_filters_are_whole_units_and_can_be_cut(program: Any, fraction: float) -> None:
     """Every producer of a group is zero at the rows of the same units, and nothing else changed."""
