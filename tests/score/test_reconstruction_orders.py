@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import secateurs as sec
 from secateurs.score.contributions import order_scores
-from secateurs.score.lasso import leaving_order, path
-from secateurs.score.thinet import removal_order, residual, scales
+from secateurs.score.criteria.lasso import leaving_order, path
+from secateurs.score.criteria.thinet import removal_order, residual, scales
 
 
 def shares_of(seed: int, units: int = 7) -> Tensor:

@@ -1,44 +1,7 @@
-"""How much does a channel matter: one criterion per file, higher = keep."""
+"""How much does a channel matter, higher = keep: the criteria, and what they share."""
 
-from secateurs.score import (
-    apoz,
-    bn_scale,
-    fpgm,
-    l1,
-    l2,
-    lasso,
-    mean_activation,
-    nisp,
-    obd,
-    oracle,
-    random,
-    taylor,
-    taylor_gates,
-    taylor_weights,
-    thinet,
-)
+from secateurs.score import criteria
 from secateurs.score.criterion import CRITERIA, Context, Criterion, criterion
 from secateurs.score.score import score
 
-__all__ = [
-    "CRITERIA",
-    "Context",
-    "Criterion",
-    "apoz",
-    "bn_scale",
-    "criterion",
-    "fpgm",
-    "l1",
-    "l2",
-    "lasso",
-    "mean_activation",
-    "nisp",
-    "obd",
-    "oracle",
-    "random",
-    "score",
-    "taylor",
-    "taylor_gates",
-    "taylor_weights",
-    "thinet",
-]
+__all__ = ["CRITERIA", "Context", "Criterion", "criteria", "criterion", "score"]

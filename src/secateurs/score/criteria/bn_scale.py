@@ -7,8 +7,8 @@ from secateurs.base.errors import InputError, explain
 from secateurs.capture.graph import Ref
 from secateurs.couple.group import ChannelGroup, Member
 from secateurs.couple.rules.registry import arguments, base_name
+from secateurs.score.criteria.l2 import l2
 from secateurs.score.criterion import Context, criterion
-from secateurs.score.l2 import l2
 
 BATCH_NORMS = ("aten.batch_norm", "aten._native_batch_norm_legit_no_training", "aten.native_batch_norm")
 WITHOUT = ("refuse", "l2")
