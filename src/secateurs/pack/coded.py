@@ -91,7 +91,7 @@ def _values(tensor: Coded) -> NDArray[np.generic]:
     if isinstance(content, Shared):
         return content.codebook[content.codes]
     if content.axis is None:
-        return content.codes.astype(np.float32) * content.scale[0]
+        return content.codes.astype(np.float32) * content.scale
     axes = [-1 if axis == content.axis else 1 for axis in range(len(tensor.shape))]
     channels = np.broadcast_to(np.arange(tensor.shape[content.axis]).reshape(axes), tensor.shape)
     mine = channels.reshape(-1) if tensor.kept is None else channels[tensor.kept]
