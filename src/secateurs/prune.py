@@ -30,6 +30,7 @@ from secateurs.train.evaluate import checked_metric
 from secateurs.train.finetune import FineTuneResult
 from secateurs.train.finetune import finetune as train
 from secateurs.train.recalibrate import recalibrate as refresh
+from secateurs.train.reconstruct import reconstruct as refit
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -57,6 +58,7 @@ def prune(
     padding: str = "interior",
     data: Iterable[Any] | None = None,
     evaluate: Evaluate | None = None,
+    reconstruct: int = 0,
     recalibrate: int = 16,
     finetune: FineTune | None = None,
     device: str | Device | None = None,
@@ -72,9 +74,10 @@ def prune(
     `exclude`, `unit` and `elementwise` those of `couple`.
     *What stays of it*: with `bias="propagate"` or `"propagate_mean"` the constants that removed channels put out are
     handed to their consumers, with `padding` as in `hand_over`; `"drop"` leaves them out.
-    *What follows the cut*: with `data` (batches `(inputs, target)`), batch-norm statistics are measured afresh on
-    `recalibrate` batches (0 for none) and, with `finetune`, the network is trained; where the config distils, `model`
-    is the teacher. With `evaluate` (model -> float, higher is better) the result tells what each step did to it.
+    *What follows the cut*: with `data` (batches `(inputs, target)`), layers are refitted by least squares on
+    `reconstruct` batches or, if that is 0, batch-norm statistics measured afresh on `recalibrate` batches (0 for
+    none); with `finetune`, the network is trained; where the config distils, `model` is the teacher. With
+    `evaluate` (model -> float, higher is better) the result tells what each step did to it.
     *Where it will run*: with `device`, before and after are measured there side by side.
     With a `folder`, training leaves checkpoints there, and the same call after a `kill -9` goes on from the last one.
     `on_stage` is called with the name of each stage as it begins. `model` is never changed.
@@ -83,7 +86,7 @@ def prune(
     `DeviceError` or `TrainError` from the stage that refused.
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    _check(budget, exclude, data, finetune, device)
+    _check(budget, exclude, data, finetune, device, reconstruct)
     check_choice(bias, padding, data)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
@@ -119,7 +122,10 @@ def prune(
     if device is not None:  # before training: shapes decide the time, and a runtime that refuses should do so now
         story.begin("measure")
         measured = _measure(model, small, args, keywords, device)
-    if data is not None and recalibrate:
+    if data is not None and reconstruct:
+        story.begin("reconstruct")
+        small = story.judge("reconstructed", refit(small, model, plan, data, batches=reconstruct, seed=seed))
+    elif data is not None and recalibrate:
         story.begin("recalibrate")
         small = story.judge("recalibrated", refresh(small, data, batches=recalibrate, seed=seed))
     trained = None
@@ -152,7 +158,7 @@ def prune(
             options=options and dict(options), loss=loss, score_batches=score_batches, equalization=equalization,
             normalizer=normalizer, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
             exclude=list(exclude), unit=unit, elementwise=elementwise, bias=bias, padding=padding,
-            recalibrate=recalibrate, finetune=finetune, seed=seed,
+            reconstruct=reconstruct, recalibrate=recalibrate, finetune=finetune, seed=seed,
             device=find_device(device).name if device is not None else None,
         ),
         seed=seed,
@@ -185,7 +191,7 @@ class _Story:
         return tuple(Stage(name, end - start) for (name, start), end in zip(self._begun, ends, strict=True))
 
 
-def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | Device | None) -> None:
+def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | Device | None, reconstruct: int) -> None:
     """What can be refused before any work is done."""
     if not isinstance(budget, Budget):
         raise BudgetError(explain(f"{budget!r} is not a budget", next_step="pass a limit, such as Budget(macs=0.5)"))
@@ -197,6 +203,8 @@ def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | De
         raise InputError(
             explain("Fine-tuning needs data", next_step="pass `data=` (--data), a loader of (inputs, target)")
         )
+    if reconstruct and data is None:
+        raise InputError(explain("Reconstruction needs data", next_step="pass `data=` (--data), batches of inputs"))
     if device is not None:
         find_device(device).require()
 

@@ -136,6 +136,7 @@ class Recipe(BaseModel):
     padding: Literal["interior", "mean", "map"] = "interior"
     data: Reference | None = None
     evaluate: Reference | None = None
+    reconstruct: Annotated[int, Field(ge=0)] = 0
     recalibrate: Annotated[int, Field(ge=0)] = 16
     finetune: FineTuneField | None = None
     device: str | None = None

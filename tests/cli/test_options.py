@@ -56,6 +56,7 @@ ARRIVES = [
     ("--data", "toy:loader", {"data": "toy:loader"}),
     ("--evaluate", "toy:bias", {"evaluate": "toy:bias"}),
     ("--seed", "5", {"seed": 5}),
+    ("--data=toy:loader", "--reconstruct=2", {"data": "toy:loader", "reconstruct": 2}),
     ("--data=toy:loader", "--recalibrate=3", {"data": "toy:loader", "recalibrate": 3}),
 ]
 

@@ -148,6 +148,23 @@ def test_criterion_with_data_and_options(net: Net):
         sec.prune(net, IMAGE, budget=sec.Budget(macs=0.6), criterion="apoz", options={"epps": 0.1}, data=data)
 
 
+def test_reconstruction_takes_the_place_of_recalibration(net: Net):
+    generator = torch.Generator().manual_seed(5)
+    data = [(torch.randn(8, 3, 8, 8, generator=generator), torch.zeros(8)) for _ in range(4)]
+    inputs = torch.cat([x for x, _ in data])
+    expected = net(inputs).detach()
+
+    def closeness(model: nn.Module) -> float:
+        return -float((model(inputs).detach() - expected).square().mean())
+
+    ask = {"budget": sec.Budget(macs=0.7), "criterion": "l2", "data": data, "evaluate": closeness}
+    result = sec.prune(net, IMAGE, **ask, reconstruct=4)
+    assert list(result.accuracy) == ["original", "cut", "reconstructed"]
+    assert result.accuracy["reconstructed"] > 0.5 * result.accuracy["cut"]
+    with pytest.raises(sec.InputError, match="Reconstruction needs data"):
+        sec.prune(net, IMAGE, budget=sec.Budget(macs=0.5), reconstruct=2)
+
+
 def test_bad_choices_are_refused_before_any_work(net: Net):
     with pytest.raises(sec.UnknownNameError, match="did you mean 'propagate'"):
         sec.prune(net, IMAGE, budget=sec.Budget(macs=0.5), bias="propagat")

@@ -32,7 +32,7 @@ COMPLETES = {"model": "model", "weights": "weights", "input": "inputs", "data": 
 """Options that may name what a recipe leaves open, and the recipe's key for each."""
 
 OF_TRAINING = frozenset({"lr", "checkpoints"})
-OF_DATA = frozenset({"recalibrate"})
+OF_DATA = frozenset({"recalibrate", "reconstruct"})
 
 METRICS = tuple(Budget.__dataclass_fields__)
 CUT, AFTER, RUN = "What goes", "What follows the cut", "The run"
@@ -127,6 +127,13 @@ def prune(
             metavar="CODE", help="package.module:loader, training batches (inputs, target).", rich_help_panel=AFTER
         ),
     ] = None,
+    reconstruct: Annotated[
+        int,
+        typer.Option(
+            help="Batches of --data to refit layers on by least squares, instead of recalibrating; 0 for none.",
+            rich_help_panel=AFTER,
+        ),
+    ] = 0,
     recalibrate: Annotated[
         int,
         typer.Option(help="Batches of --data that refresh batch-norm statistics; 0 for none.", rich_help_panel=AFTER),
@@ -195,6 +202,7 @@ def prune(
             padding=padding,
             data=data,
             evaluate=evaluate,
+            reconstruct=reconstruct,
             recalibrate=recalibrate,
             finetune={"epochs": epochs, "lr": lr} if epochs else None,
             device=device,

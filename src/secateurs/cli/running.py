@@ -85,6 +85,7 @@ def run(
         padding=recipe.padding,
         data=loader(recipe.data),
         evaluate=_function(recipe.evaluate),
+        reconstruct=recipe.reconstruct,
         recalibrate=recipe.recalibrate,
         finetune=config,
         device=recipe.device,

@@ -49,9 +49,9 @@ class Result:
 
     `model` is the small network, `original` the untouched one. `form` is `"native"` (the original's own classes) or
     `"graph"` (the rewritten program as a module, because of `why_graph`). `accuracy` maps steps (`original`, `cut`,
-    `handed over`, `recalibrated`, `fine-tuned`) to what `evaluate` returned; `measured` is set when a device was given,
-    `handed` when biases were handed over. `recipe` is the request, `inputs` the shapes and types it was made for (None
-    if they cannot be written down).
+    `handed over`, `reconstructed` or `recalibrated`, `fine-tuned`) to what `evaluate` returned; `measured` is set
+    when a device was given, `handed` when biases were handed over. `recipe` is the request, `inputs` the shapes and
+    types it was made for (None if they cannot be written down).
     """
 
     model: nn.Module
