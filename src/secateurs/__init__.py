@@ -31,6 +31,8 @@ from secateurs.report import figures
 from secateurs.report.criteria import CriteriaComparison, compare_criteria
 from secateurs.report.result import Result
 from secateurs.score import score
+from secateurs.sparsity.masks import masks
+from secateurs.sparsity.threshold import Threshold
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.evaluate import accuracy
@@ -47,8 +49,9 @@ __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Graph", "Groups",
     "HandOver", "InputError", "LoopResult", "Measurement", "Penalty", "Plan", "PlanError", "ProofError", "RecipeError",
-    "Result", "SecateursError", "Soft", "SoftPruning", "TrainError", "UnknownNameError", "WriteError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
-    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "measure", "plan", "prune",
-    "recalibrate", "reconstruct", "save", "score", "soft_prune", "steps", "train_prune_loop",
+    "Result", "SecateursError", "Soft", "SoftPruning", "Threshold", "TrainError", "UnknownNameError", "WriteError",
+    "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
+    "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
+    "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "steps",
+    "train_prune_loop",
 ]  # fmt: skip

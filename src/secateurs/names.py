@@ -9,17 +9,19 @@ from secateurs.choose.search import SEARCHES
 from secateurs.couple.rules import RULES
 from secateurs.device import devices
 from secateurs.score import CRITERIA
+from secateurs.sparsity import PATTERNS
 
 KINDS: dict[str, Callable[[], list[str]]] = {
     "criteria": lambda: sorted(CRITERIA),
     "devices": lambda: sorted(devices),
     "searches": lambda: sorted(SEARCHES),
+    "patterns": lambda: sorted(PATTERNS),
     "ops": lambda: sorted(RULES),
 }
 
 
 def names(kind: str) -> list[str]:
-    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"` or `"ops"`.
+    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"`, `"patterns"` or `"ops"`.
 
     `"ops"` lists the operators with a rule of their own; operators that PyTorch tags as element-wise need none.
     Raises `UnknownNameError`.

@@ -1,0 +1,13 @@
+"""Zeros that stay in place: patterns, from single weights to filters; masks; schedules."""
+
+from secateurs.sparsity import patterns
+from secateurs.sparsity.importance import IMPORTANCES, GroupedWeight
+from secateurs.sparsity.masks import density, masks
+from secateurs.sparsity.pattern import PATTERNS, Grouping, Pattern, parse_pattern
+from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.weights import layer_weights
+
+__all__ = [
+    "IMPORTANCES", "PATTERNS", "GroupedWeight", "Grouping", "Pattern", "Threshold", "density", "layer_weights", "masks",
+    "parse_pattern", "patterns",
+]  # fmt: skip

@@ -1,0 +1,100 @@
+"""How much does a group of weights matter: one number per group, higher = keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateurs.base.errors import InputError, explain
+from secateurs.base.registry import Registry
+from secateurs.sparsity.pattern import Grouping
+
+
+@dataclass(frozen=True)
+class GroupedWeight:
+    """What a measure of importance may look at: a weight, flat and in float64, its gradient, and its groups."""
+
+    name: str
+    values: Tensor
+    grouping: Grouping
+    slopes: Tensor | None = None
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum over each group of one number per weight: `[weights]` -> `[groups]`."""
+        ids = self.grouping.ids.flatten()
+        sums = numbers.new_zeros(self.grouping.count + 1)
+        return sums.index_add_(0, torch.where(ids < 0, self.grouping.count, ids), numbers)[: self.grouping.count]
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss, like `values`. Raises `InputError` when there is none."""
+        if self.slopes is None:
+            raise InputError(
+                explain(
+                    f"`{self.name}` has no gradient",
+                    next_step="run `loss.backward()` first, or pass gradients={parameter name: tensor}",
+                )
+            )
+        return self.slopes
+
+
+Importance = Callable[[GroupedWeight], Tensor]
+"""`(grouped weight) -> [groups]`; higher = keep."""
+
+IMPORTANCES: Registry[Importance] = Registry("importance")
+
+
+@IMPORTANCES.register("l1")
+def l1(weight: GroupedWeight) -> Tensor:
+    """`sum |w|`: the magnitude that goes. Larger groups weigh more. Mao et al. 2017."""
+    return weight.total(weight.values.abs())
+
+
+@IMPORTANCES.register("l2")
+def l2(weight: GroupedWeight) -> Tensor:
+    """`sqrt(sum w^2)`."""
+    return weight.total(weight.values.square()).sqrt()
+
+
+@IMPORTANCES.register("rms")
+def rms(weight: GroupedWeight) -> Tensor:
+    """`sqrt(mean w^2)` over the weights that the group really has, at a tail too. Yu et al., Scalpel, 2017."""
+    return (weight.total(weight.values.square()) / weight.grouping.sizes).sqrt()
+
+
+@IMPORTANCES.register("mean")
+def mean(weight: GroupedWeight) -> Tensor:
+    """`mean |w|`: comparable between groups of different sizes, and so between layers."""
+    return weight.total(weight.values.abs()) / weight.grouping.sizes
+
+
+@IMPORTANCES.register("taylor")
+def taylor(weight: GroupedWeight) -> Tensor:
+    """`|sum w * dL/dw|`: what the loss changes by, to first order, when the group becomes zero."""
+    return weight.total(weight.values * weight.gradient).abs()
+
+
+def find_importance(importance: str | Importance) -> Importance:
+    """A registered measure or the function itself. Raises `UnknownNameError`."""
+    return IMPORTANCES[importance] if isinstance(importance, str) else importance
+
+
+def importance_of(weight: GroupedWeight, importance: str | Importance) -> Tensor:
+    """One finite float64 per group. Raises `InputError` for a measure of one's own that gives anything else."""
+    found = find_importance(importance)(weight).detach().to("cpu", torch.float64)
+    if tuple(found.shape) != (weight.grouping.count,) or not bool(torch.isfinite(found).all()):
+        raise InputError(
+            explain(
+                f"The importance of `{weight.name}` cannot be used",
+                evidence=f"{weight.grouping.count} groups, scores of shape {tuple(found.shape)}, "
+                f"{int((~torch.isfinite(found)).sum())} of them not finite",
+                next_step="give one finite number per group",
+            )
+        )
+    return found
+
+
+__all__ = ["IMPORTANCES", "GroupedWeight", "Importance", "find_importance", "importance_of"]

@@ -1,0 +1,73 @@
+"""`masks`: which weights of a model stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, explain
+from secateurs.sparsity.importance import Importance
+from secateurs.sparsity.pattern import Pattern
+from secateurs.sparsity.spec import Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.weights import layer_weights
+
+
+def masks(
+    model: nn.Module,
+    sparsity: Target | Mapping[str, Target] | None = None,
+    *,
+    pattern: str | Pattern = "weight",
+    importance: str | Importance | None = None,
+    scope: str = "layer",
+    distribution: str = "uniform",
+    exclude: Iterable[str | type] = (),
+    only: Iterable[str | type] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    within: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """A bool mask per layer weight, by parameter name; True = kept. The model is not changed.
+
+    `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
+    lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
+    module name, where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
+
+    `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
+    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`) or a function of
+    a `GroupedWeight`. `scope="layer"` meets the target in every layer, by `distribution` `"uniform"` or `"erk"`;
+    `scope="global"` ranks the groups of all layers together, so that layers end up differently sparse (where their
+    groups differ in size, `importance="mean"` compares them fairly).
+
+    `exclude` and `only` choose layers, as in `layer_weights`. What is zero in `within`, the masks of before, stays
+    zero and counts among those that go.
+
+    Raises `InputError` for arguments that contradict each other, `UnknownNameError` for unknown names.
+    """
+    spec = Spec(sparsity, pattern, importance, scope, distribution)
+    weights = layer_weights(model, exclude=exclude, only=only)
+    check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
+    slopes = gradients_of(model) if gradients is None else gradients
+    return masks_of(weights, spec, gradients=slopes, within=within)
+
+
+def check_masks(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises `InputError` for a mask of another shape or dtype than its weight's, or of no weight."""
+    for name, mask in given.items():
+        if name not in shapes or tuple(mask.shape) != shapes[name] or mask.dtype != torch.bool:
+            raise InputError(
+                explain(
+                    f"The mask `{name}` does not fit",
+                    evidence=f"it is {mask.dtype} {tuple(mask.shape)}, the weight {shapes.get(name, 'does not exist')}",
+                    next_step="give bool tensors of the weights' shapes, by parameter name",
+                )
+            )
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """The share of masked weights that stay, over all masks together."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
+
+
+__all__ = ["check_masks", "density", "masks"]

@@ -1,0 +1,182 @@
+"""`Spec`: which masks are wanted, as plain data; and the masks, from weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.sparsity.distribution import DISTRIBUTIONS
+from secateurs.sparsity.importance import GroupedWeight, Importance, find_importance, importance_of
+from secateurs.sparsity.pattern import Grouping, Pattern, parse_pattern
+from secateurs.sparsity.select import best_of_blocks, largest
+from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.weights import LayerWeight, check_finite
+
+Target = float | Threshold
+Masks = dict[str, Tensor]
+"""Bool tensors by parameter name, True = kept, each on the device of its parameter."""
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `masks` takes, checked. See there."""
+
+    sparsity: Target | Mapping[str, Target] | None
+    pattern: str | Pattern = "weight"
+    importance: str | Importance | None = None
+    scope: str = "layer"
+    distribution: str = "uniform"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", parse_pattern(self.pattern))
+        find_importance(self.measure)
+        DISTRIBUTIONS[self.distribution]
+        if self.scope not in SCOPES:
+            raise _contradiction(f"scope={self.scope!r}", f"give one of {', '.join(SCOPES)}")
+        if self.scope == "global" and (self.distribution != "uniform" or not _is_number(self.sparsity)):
+            raise _contradiction("scope='global'", "give one sparsity, and no distribution: the ranking decides")
+        if self.distribution != "uniform" and not _is_number(self.sparsity):
+            raise _contradiction(f"distribution={self.distribution!r}", "give it one sparsity to share out")
+        if self.form.decides != (self.sparsity is None):
+            step = f"leave out `sparsity`: `{self.form}` fixes it" if self.form.decides else "give `sparsity`"
+            raise _contradiction(f"sparsity={self.sparsity!r} with pattern={str(self.form)!r}", step)
+        for target in self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]:
+            if not isinstance(target, (Threshold, type(None))) and not (_is_number(target) and 0 <= target < 1):
+                raise _contradiction(f"sparsity={target!r}", "give the share that becomes zero, from 0 to below 1")
+
+    @property
+    def form(self) -> Pattern:
+        """The pattern, read."""
+        return parse_pattern(self.pattern)
+
+    @property
+    def measure(self) -> str | Importance:
+        """The importance: the pattern's own if none is given; against a threshold, one on the scale of one weight."""
+        own = self.form.importance
+        return self.importance or ("mean" if self._has_threshold and own == "l1" else own)
+
+    @property
+    def _has_threshold(self) -> bool:
+        given = self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]
+        return any(isinstance(target, Threshold) for target in given)
+
+    def targets(self, weights: Mapping[str, LayerWeight]) -> dict[str, Target]:
+        """What each layer is to reach; layers without a target are left out.
+
+        Raises `UnknownNameError` for a target of no layer.
+        """
+        if isinstance(self.sparsity, Mapping):
+            return _by_layer(self.sparsity, weights)
+        if isinstance(self.sparsity, Threshold) or self.sparsity is None:
+            return dict.fromkeys(weights, self.sparsity or 0.0)
+        shapes = {name: tuple(item.tensor.shape) for name, item in weights.items()}
+        return {**DISTRIBUTIONS[self.distribution](shapes, self.sparsity)}
+
+
+def masks_of(
+    weights: Mapping[str, LayerWeight],
+    spec: Spec,
+    *,
+    targets: Mapping[str, Target] | None = None,
+    gradients: Mapping[str, Tensor] | None = None,
+    within: Mapping[str, Tensor] | None = None,
+) -> Masks:
+    """The masks of these weights. `targets` replaces those of the spec; with `scope="global"` all are the same."""
+    targets = spec.targets(weights) if targets is None else targets
+    rated = {name: _rate(weights[name], spec, gradients or {}, (within or {}).get(name)) for name in targets}
+    if spec.scope == "global":
+        together = largest(torch.cat([item.scores for item in rated.values()]), _share(targets))
+        parts = torch.split(together, [item.scores.numel() for item in rated.values()])
+        kept = dict(zip(rated, parts, strict=True))
+    else:
+        kept = {name: item.choose(targets[name]) for name, item in rated.items()}
+    return {name: item.mask(kept[name]).to(weights[name].tensor.device) for name, item in rated.items()}
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A weight's groups with their scores; groups that are gone already score -inf."""
+
+    weight: GroupedWeight
+    scores: Tensor
+    within: Tensor | None
+
+    def choose(self, target: Target) -> Tensor:
+        grouping = self.weight.grouping
+        if grouping.blocks is not None:
+            return best_of_blocks(self.scores, grouping.blocks, grouping.quota)
+        if isinstance(target, Threshold):
+            values = self.weight.values if self.within is None else self.weight.values[self.within.flatten()]
+            return self.scores >= target.of(values)
+        return largest(self.scores, target)
+
+    def mask(self, kept: Tensor) -> Tensor:
+        found = self.weight.grouping.spread(kept)
+        return found if self.within is None else found & self.within
+
+
+def _rate(weight: LayerWeight, spec: Spec, gradients: Mapping[str, Tensor], within: Tensor | None) -> _Rated:
+    check_finite(weight)
+    grouping: Grouping = spec.form.groups(tuple(weight.tensor.shape), weight.layout)
+    flat = weight.tensor.detach().to("cpu", torch.float64).flatten()
+    slopes = gradients.get(weight.name)
+    slopes = None if slopes is None else slopes.detach().to("cpu", torch.float64).flatten()
+    within = None if within is None else within.cpu()
+    if within is not None:
+        flat = torch.where(within.flatten(), flat, 0.0)
+    grouped = GroupedWeight(weight.name, flat, grouping, slopes)
+    scores = importance_of(grouped, spec.measure)
+    if within is not None:
+        scores = torch.where(grouping.kept(within), scores, -torch.inf)
+    return _Rated(grouped, scores, within)
+
+
+def _share(targets: Mapping[str, Target]) -> float:
+    (share,) = {item for item in targets.values() if not isinstance(item, Threshold)}
+    return share
+
+
+def _by_layer(given: Mapping[str, Target], weights: Mapping[str, LayerWeight]) -> dict[str, Target]:
+    """Targets by parameter name; a key may name the module instead, if one weight is in it."""
+    found: dict[str, Target] = {}
+    for key, target in given.items():
+        mine = [key] if key in weights else [name for name in weights if name.rpartition(".")[0] == key]
+        if not mine:
+            close = nearest(key, weights)
+            raise UnknownNameError(
+                explain(
+                    f"There is no weight named {key!r}",
+                    where="sparsity",
+                    evidence=f"weights: {', '.join(list(weights)[:5])}",
+                    next_step=f"did you mean {close[0]!r}?" if close else "",
+                )
+            )
+        found.update(dict.fromkeys(mine, target))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _contradiction(what: str, next_step: str) -> InputError:
+    return InputError(explain(f"{what} cannot be used", where="masks", next_step=next_step))
+
+
+def with_tensors(weights: Mapping[str, LayerWeight], tensors: Mapping[str, Tensor]) -> dict[str, LayerWeight]:
+    """The same layers with other values."""
+    return {name: replace(item, tensor=tensors.get(name, item.tensor)) for name, item in weights.items()}
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """What is in `.grad` now, by parameter name."""
+    return {name: item.grad for name, item in model.named_parameters() if item.grad is not None}
+
+
+__all__ = ["Masks", "Spec", "Target", "gradients_of", "masks_of", "with_tensors"]

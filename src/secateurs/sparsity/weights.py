@@ -1,0 +1,139 @@
+"""Which tensors of a model a mask may be put on: the weights of its layers."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
+
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.sparsity.layout import Layout
+
+WITHOUT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
+"""Modules whose own parameters are no weights of a layer: tables, scales, and parts that a weight is computed from."""
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """The weight of a layer: its name among the model's parameters, its tensor, how it is stored."""
+
+    name: str
+    tensor: Tensor
+    layout: Layout
+
+
+def layer_weights(
+    model: nn.Module, *, exclude: Iterable[str | type] = (), only: Iterable[str | type] | None = None
+) -> dict[str, LayerWeight]:
+    """The weights of convolutions (transposed and grouped too), linear and recurrent layers, by parameter name.
+
+    A parameter of a module of any other class counts if it has two to five dimensions, the first two larger than one:
+    it is taken as `[out, in, *kernel]`. Biases, norms and embeddings do not count, nor what is tied to an embedding.
+    `exclude` leaves out what matches, `only` all that does not match: globs on parameter or module names
+    (`"features.*"`), or module classes.
+
+    Raises `InputError` when nothing is left or a lazy module was never run, `UnknownNameError` for a glob that matches
+    nothing.
+    """
+    found: dict[int, LayerWeight] = {}
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    barred: set[int] = set()
+    for path, module, name, parameter in _owned(model):
+        owners.setdefault(id(parameter), []).append((path, module))
+        layout = _layout(module, parameter)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            barred.add(id(parameter))
+        elif layout is not None:
+            found.setdefault(id(parameter), LayerWeight(name, parameter.detach(), layout))
+    candidates = {item.name: (item, owners[key]) for key, item in found.items() if key not in barred}
+    left = _matching(model, candidates, list(exclude), "exclude")
+    kept = set(candidates) if only is None else _matching(model, candidates, list(only), "only")
+    result = {name: item for name, (item, _) in candidates.items() if name in kept - left}
+    if not result:
+        raise InputError(
+            explain(
+                "There is no weight to put a mask on",
+                evidence=f"{len(candidates)} weights of layers, {len(left)} of them excluded",
+                next_step="exclude less, or check that the model has convolutions or linear layers",
+            )
+        )
+    return result
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Module path, module, full name and parameter, for every parameter under every name."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{path}.{own}" if path else own
+            if isinstance(parameter, UninitializedParameter):
+                raise InputError(
+                    explain(f"`{name}` has no shape yet", next_step="run the model once: lazy modules get theirs")
+                )
+            yield path, module, name, parameter
+
+
+def _layout(module: nn.Module, parameter: nn.Parameter) -> Layout | None:
+    """How the parameter is stored, None if it is not the weight of a layer."""
+    sizes = tuple(parameter.shape)
+    if isinstance(module, WITHOUT) or not 2 <= len(sizes) <= 5 or not parameter.is_floating_point():
+        return None
+    if isinstance(module, _ConvNd):
+        return Layout(module.groups, transposed=isinstance(module, _ConvTransposeNd))
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # a linear layer that stores [in, out]
+        return Layout(transposed=True)
+    known = isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention))
+    return Layout() if known or min(sizes[:2]) > 1 else None
+
+
+def _matching(
+    model: nn.Module,
+    candidates: dict[str, tuple[LayerWeight, list[tuple[str, nn.Module]]]],
+    patterns: list[str | type],
+    argument: str,
+) -> set[str]:
+    """The names of the candidates that some pattern matches. A pattern must match something of the model."""
+    everything = [path for path, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
+    result: set[str] = set()
+    for item in patterns:
+        if isinstance(item, type):
+            result |= {name for name, (_, owners) in candidates.items() if any(isinstance(m, item) for _, m in owners)}
+            continue
+        mine = {name for name, (_, owners) in candidates.items() if _matches(name, owners, item)}
+        if not mine and not fnmatch.filter(everything, item):
+            close = nearest(item, everything)
+            raise UnknownNameError(
+                explain(
+                    f"{item!r} matches no module and no parameter",
+                    where=argument,
+                    next_step=f"did you mean {' or '.join(map(repr, close))}?" if close else "",
+                )
+            )
+        result |= mine
+    return result
+
+
+def _matches(name: str, owners: list[tuple[str, nn.Module]], glob: str) -> bool:
+    """Does the glob match the parameter, a module that owns it, or one that holds such a module?"""
+    names = [name]
+    for path, _ in owners:
+        steps = path.split(".")
+        names += [".".join(steps[: count + 1]) for count in range(len(steps))]
+    return any(fnmatch.fnmatchcase(item, glob) for item in names)
+
+
+def check_finite(weight: LayerWeight) -> None:
+    """Raises `InputError` when the weight holds a NaN or an infinity."""
+    if not bool(torch.isfinite(weight.tensor).all()):
+        raise InputError(
+            explain(f"`{weight.name}` has entries that are not finite", next_step="repair or retrain the model first")
+        )
+
+
+__all__ = ["LayerWeight", "check_finite", "layer_weights"]

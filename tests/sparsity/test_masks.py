@@ -1,0 +1,285 @@
+"""Masks: importance, scope, distribution, thresholds, and which tensors take part."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, UnknownNameError
+from secateurs.sparsity import GroupedWeight, Threshold, density, layer_weights, masks
+from secateurs.sparsity.distribution import DISTRIBUTIONS
+
+
+def of(values: list[list[float]]) -> nn.Linear:
+    made = nn.Linear(len(values[0]), len(values), bias=False)
+    made.weight.data = torch.tensor(values)
+    return made
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 4))
+
+
+def kept(model: nn.Module, *args: Any, **options: Any) -> list[list[int]]:
+    (mask,) = masks(model, *args, **options).values()
+    return mask.int().tolist()
+
+
+def test_standard_deviation_by_hand() -> None:
+    """The population's deviation of 1, -2, 3, -4 is 2.6926."""
+    assert kept(of([[1.0, -2.0, 3.0, -4.0]]), Threshold("std", 1.0)) == [[0, 0, 1, 1]]
+    assert Threshold("std", 1.0).of(torch.tensor([1.0, -2.0, 3.0, -4.0])) == pytest.approx(2.6926, abs=1e-4)
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    weights = of([[0.1, -0.2, 0.3, -0.4]])
+    assert kept(weights, Threshold("mean_std", 0.0)) == [[0, 0, 1, 1]]
+    assert kept(weights, Threshold("mean_std", 1.0)) == [[0, 0, 0, 1]]
+    assert Threshold("mean_std", 1.0).of(torch.tensor([0.1, -0.2, 0.3, -0.4])) == pytest.approx(0.3618, abs=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "gone"), [(0.5, 0.383), (1.0, 0.683), (1.5, 0.866), (2.0, 0.954)])
+def test_gaussian_layers_lose_what_theory_says(factor: float, gone: float) -> None:
+    layer = nn.Linear(500, 400, bias=False)
+    layer.weight.data.normal_(generator=torch.Generator().manual_seed(3))
+    found = 1 - density(masks(layer, Threshold("std", factor)))
+    assert math.erf(factor / math.sqrt(2)) == pytest.approx(gone, abs=5e-4)
+    assert found == pytest.approx(gone, abs=4e-3)
+
+
+@pytest.mark.parametrize(("factor", "gone"), [(-0.5, 0.380), (0.0, 0.575), (0.5, 0.728), (1.0, 0.839), (1.5, 0.911)])
+def test_statistics_of_magnitudes_on_a_gaussian_layer(factor: float, gone: float) -> None:
+    layer = nn.Linear(500, 400, bias=False)
+    layer.weight.data.normal_(generator=torch.Generator().manual_seed(4))
+    assert 1 - density(masks(layer, Threshold("mean_std", factor))) == pytest.approx(gone, abs=4e-3)
+
+
+def test_a_second_threshold_looks_at_what_is_kept() -> None:
+    layer = of([[1.0, -2.0, 3.0, -4.0, 9.0, -9.5]])
+    first = masks(layer, Threshold("value", 2.5))
+    again = masks(layer, Threshold("std", 1.0), within=first)["weight"]
+    survivors = torch.tensor([3.0, -4.0, 9.0, -9.5], dtype=torch.float64)
+    limit = float(survivors.std(correction=0))
+    assert again.tolist() == [[bool(m and abs(w) >= limit) for m, w in
+                               zip(first["weight"][0], layer.weight[0].tolist(), strict=True)]]  # fmt: skip
+    assert again.int().tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+def test_a_threshold_meets_the_rms_of_simd_groups() -> None:
+    layer = of([[0.3, 0.4, 0.3, 0.3]])
+    assert kept(layer, Threshold("value", 0.35), pattern="simd(2)") == [[1, 1, 0, 0]]
+    assert kept(layer, Threshold("value", 0.36), pattern="simd(2)") == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("importance", "expected"),
+    [
+        ("l1", [[0, 0, 1, 1, 1, 1]]),  # 2.0 against 2.1 and 2.4
+        ("l2", [[1, 1, 0, 0, 1, 1]]),  # 1.903 against 1.485 and 1.7
+        ("rms", [[1, 1, 0, 0, 1, 1]]),
+        ("mean", [[0, 0, 1, 1, 1, 1]]),
+    ],
+)
+def test_measures_by_hand(importance: str, expected: list[list[int]]) -> None:
+    layer = of([[1.9, -0.1, 1.05, 1.05, 1.2, -1.2]])
+    assert kept(layer, 1 / 3, pattern="simd(2)", importance=importance) == expected
+
+
+def test_mean_is_fair_to_tails_and_sums_are_not() -> None:
+    layer = of([[1.0, 1.0, 1.0, 1.0, 1.5, 1.5]])
+    assert kept(layer, 0.5, pattern="block(1,4)", importance="mean") == [[0, 0, 0, 0, 1, 1]]
+    assert kept(layer, 0.5, pattern="block(1,4)") == [[1, 1, 1, 1, 0, 0]]
+
+
+def test_taylor_is_the_change_of_a_linear_loss() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4, bias=False)
+    x = torch.randn(3, 6)
+    (layer(x) * torch.arange(12.0).reshape(3, 4)).sum().backward()
+    change = []
+    for row in range(4):
+        changed = layer.weight.detach().clone()
+        changed[row] = 0
+        after = (x @ changed.T * torch.arange(12.0).reshape(3, 4)).sum()
+        before = (x @ layer.weight.detach().T * torch.arange(12.0).reshape(3, 4)).sum()
+        change.append(abs(float(before - after)))
+    found = masks(layer, 0.5, pattern="filter", importance="taylor")["weight"].all(dim=1)
+    assert sorted(range(4), key=change.__getitem__)[2:] == sorted(
+        found.nonzero().flatten().tolist(), key=change.__getitem__
+    )
+    given = masks(layer, 0.5, importance="taylor", gradients={"weight": torch.ones(4, 6)})
+    assert torch.equal(given["weight"], masks(layer, 0.5)["weight"])
+
+
+def test_taylor_without_gradients_is_refused() -> None:
+    with pytest.raises(InputError, match="has no gradient"):
+        masks(mlp(), 0.5, importance="taylor")
+
+
+def test_an_importance_of_ones_own() -> None:
+    def first_weights(weight: GroupedWeight) -> Tensor:
+        return -torch.arange(weight.grouping.count, dtype=torch.float64)
+
+    assert kept(of([[9.0, 9.0, 1.0, 1.0]]), 0.5, importance=first_weights) == [[1, 1, 0, 0]]
+    with pytest.raises(InputError, match="1 groups|4 groups"):
+        masks(of([[9.0, 9.0, 1.0, 1.0]]), 0.5, importance=lambda weight: torch.zeros(3))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.77, 0.9])
+def test_exact_counts_in_every_layer_and_over_all(sparsity: float) -> None:
+    model = mlp()
+    for mask in masks(model, sparsity).values():
+        assert int(mask.sum()) == mask.numel() - math.floor(sparsity * mask.numel() + 0.5)
+    found = masks(model, sparsity, scope="global")
+    total = sum(mask.numel() for mask in found.values())
+    assert sum(int(mask.sum()) for mask in found.values()) == total - math.floor(sparsity * total + 0.5)
+
+
+def test_global_scope_is_one_ranking() -> None:
+    model = mlp()
+    model[4].weight.data *= 50  # the last layer's weights dwarf all others
+    found = masks(model, 0.5, scope="global")
+    assert bool(found["4.weight"].all())
+    size = {name: item.tensor.abs() for name, item in layer_weights(model).items()}
+    least = min(float(size[name][mask].min()) for name, mask in found.items())
+    most = max(float(size[name][~mask].max()) for name, mask in found.items() if not bool(mask.all()))
+    assert most <= least
+
+
+def test_erdos_renyi_kernel() -> None:
+    shapes = {"conv": (64, 32, 3, 3), "small": (10, 8), "large": (300, 784)}
+    total = sum(math.prod(shape) for shape in shapes.values())
+    for sparsity in (0.5, 0.8, 0.95):
+        found = DISTRIBUTIONS["erk"](shapes, sparsity)
+        gone = sum(found[name] * math.prod(shape) for name, shape in shapes.items())
+        assert gone == pytest.approx(sparsity * total)
+        scaled = {
+            name: (1 - found[name]) * math.prod(shape) / sum(shape) for name, shape in shapes.items() if found[name] > 0
+        }
+        assert max(scaled.values()) == pytest.approx(min(scaled.values()))
+        for name in set(shapes) - set(scaled):
+            assert sum(shapes[name]) / math.prod(shapes[name]) * max(scaled.values()) >= 1, "dense without need"
+    assert DISTRIBUTIONS["erk"](shapes, 0.5)["small"] == 0.0
+
+
+def test_erdos_renyi_masks_reach_the_total() -> None:
+    model = mlp()
+    found = masks(model, 0.7, distribution="erk")
+    assert 1 - density(found) == pytest.approx(0.7, abs=3 / 940)
+    assert len({round(float(mask.float().mean()), 2) for mask in found.values()}) > 1
+
+
+def test_targets_by_layer() -> None:
+    model = mlp()
+    found = masks(model, {"0": 0.9, "2.weight": Threshold("value", 0.0)})
+    assert set(found) == {"0.weight", "2.weight"}
+    assert int(found["0.weight"].sum()) == 60
+    assert bool(found["2.weight"].all())
+    with pytest.raises(UnknownNameError, match=r"0\.weight|weights:"):
+        masks(model, {"seven": 0.5})
+
+
+def test_masks_nest() -> None:
+    model = mlp()
+    first = masks(model, 0.5)
+    for parameter in model.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    second = masks(model, 0.6, within=first)
+    for name, mask in second.items():
+        assert not bool((mask & ~first[name]).any())
+        assert int(mask.sum()) == mask.numel() - math.floor(0.6 * mask.numel() + 0.5)
+
+
+def test_the_model_is_not_changed() -> None:
+    model = mlp()
+    before = {name: item.clone() for name, item in model.state_dict().items()}
+    masks(model, 0.5)
+    assert all(torch.equal(item, before[name]) for name, item in model.state_dict().items())
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+        self.token, self.scale = nn.Parameter(torch.randn(1, 1, 3)), nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x + self.token, self.w, self.b)
+
+
+def test_which_tensors_take_part() -> None:
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(4, 8, 3, groups=2),
+            "up": nn.ConvTranspose2d(8, 4, 2),
+            "norm": nn.BatchNorm2d(8),
+            "image": nn.LayerNorm([8, 4, 4]),
+            "words": nn.Embedding(10, 4),
+            "own": Functional(),
+            "cell": nn.GRU(3, 5),
+            "attend": nn.MultiheadAttention(8, 2),
+        }
+    )
+    found = layer_weights(model)
+    assert set(found) == {
+        "conv.weight", "up.weight", "own.w", "cell.weight_ih_l0", "cell.weight_hh_l0", "attend.in_proj_weight",
+        "attend.out_proj.weight",
+    }  # fmt: skip
+    assert found["conv.weight"].layout.groups == 2
+    assert found["up.weight"].layout.transposed
+    assert set(layer_weights(model, exclude=["attend", nn.Conv2d, "own.*"])) == {
+        "up.weight", "cell.weight_ih_l0", "cell.weight_hh_l0"
+    }  # fmt: skip
+    assert set(layer_weights(model, only=["own", "up"])) == {"own.w", "up.weight"}
+
+
+def test_tied_weights_count_once_and_not_with_an_embedding() -> None:
+    model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 6))
+    model[2].weight = model[1].weight
+    model[3].weight = model[0].weight
+    assert set(layer_weights(model)) == {"1.weight"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sparsity": 1.0},
+        {"sparsity": -0.1},
+        {"sparsity": True},
+        {"sparsity": float("nan")},
+        {"sparsity": 0.5, "scope": "world"},
+        {"sparsity": 0.5, "scope": "global", "distribution": "erk"},
+        {"sparsity": Threshold("std", 1.0), "scope": "global"},
+        {"sparsity": {"0": 0.5}, "distribution": "erk"},
+        {"sparsity": 0.5, "pattern": "2:4"},
+        {"sparsity": 0.5, "importance": "l7"},
+        {"sparsity": 0.5, "distribution": "even"},
+        {"sparsity": 0.5, "exclude": ["nowhere"]},
+        {"sparsity": 0.5, "exclude": ["*"]},
+        {"sparsity": 0.5, "within": {"0.weight": torch.ones(3)}},
+    ],
+)
+def test_what_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        masks(mlp(), **options)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        masks(of([[1.0, float("nan")]]), 0.5)
+
+
+def test_a_lazy_layer_without_shape_is_refused() -> None:
+    with pytest.raises(InputError, match="run the model once"):
+        masks(nn.LazyLinear(3), 0.5)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("median", 1.0), ("std", -1.0), ("value", math.inf)])
+def test_thresholds_that_make_no_sense(kind: str, factor: float) -> None:
+    with pytest.raises(InputError):
+        Threshold(kind, factor)
