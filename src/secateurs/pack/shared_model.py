@@ -1,0 +1,113 @@
+"""`share_weights`: a model whose weights are looked up in codebooks, so that training trains the codebooks.
+
+Han, Mao, Dally: Deep Compression, 2016 (arXiv 1510.00149): assignments stay, `dL/dc_k` is the sum of `dL/dW` over the
+weights with code k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from secateurs.base.batches import derive
+from secateurs.base.errors import InputError, explain
+from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, with_coded
+from secateurs.pack.coded import Coded, Shared
+from secateurs.pack.sharing import share
+
+
+def share_weights(
+    model: nn.Module,
+    bits: Bits,
+    *,
+    start: str = "linear",
+    importance: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> SharedModel:
+    """The model with the non-zero entries of each weight matrix and kernel clustered to `2^bits` numbers of its own.
+
+    `bits`: one number, or globs over parameter names and module paths (`{"conv*": 8, "fc": 5}`; the first match
+    counts, None or no match leaves the tensor alone). `start`, `importance` (`{parameter name: tensor}`) as in `share`.
+
+    What comes back runs as the model does and trains as any module does, by `finetune` or by a loop of your own; its
+    parameters are the codebooks and whatever is not shared. The model itself is not changed.
+
+    Raises `InputError` and `UnknownNameError`.
+    """
+    wanted = chosen(model, bits)
+    matter = of_names(importance, wanted)
+    coded = {
+        name: share(model.get_parameter(name), number, start=start, importance=matter.get(name),
+                    seed=derive(seed, "share", name))
+        for name, number in wanted.items()
+    }  # fmt: skip
+    return SharedModel(model, coded)
+
+
+class SharedModel(nn.Module):
+    """A copy of `model` that looks the tensors in `coded` (`{parameter name: Coded with Shared}`) up in codebooks.
+
+    `plain()` gives the model back in its own class, with its own names and dense weights; `coded()` gives the codes.
+    """
+
+    def __init__(self, model: nn.Module, coded: Mapping[str, Coded]) -> None:
+        super().__init__()
+        self._model = with_coded(model, coded)
+        self._names = list(coded)
+        self._kept: list[np.ndarray[Any, np.dtype[np.bool_]] | None] = []
+        self._trained = [model.get_parameter(name).requires_grad for name in self._names]
+        self.codebooks = nn.ParameterList()
+        for index, (name, tensor) in enumerate(coded.items()):
+            if not isinstance(tensor.content, Shared):
+                raise InputError(explain("A tensor does not share weights", where=f"`{name}`"))
+            weight = self._model.get_parameter(name).requires_grad_(False)
+            where = np.zeros(tensor.shape, np.int64)  # 0: the zero that no codebook holds
+            where[... if tensor.kept is None else tensor.kept] = _as(tensor.content.codes + 1, tensor)
+            self.register_buffer(f"codes_{index}", torch.from_numpy(where).to(weight.device))
+            codebook = torch.from_numpy(tensor.content.codebook.copy()).to(weight.device)
+            self.codebooks.append(nn.Parameter(codebook, requires_grad=self._trained[index]))
+            self._kept.append(tensor.kept)
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model."""
+        return functional_call(self._model, self._weights(), args, kwargs, tie_weights=True)
+
+    def plain(self) -> nn.Module:
+        """A copy of the model, in its own class and under its own names, with the weights as they stand."""
+        fresh = with_coded(self._model, self.coded())
+        for name, trained in zip(self._names, self._trained, strict=True):
+            fresh.get_parameter(name).requires_grad_(trained)
+        return fresh
+
+    def coded(self) -> dict[str, Coded]:
+        """The shared tensors as they stand, by parameter name."""
+        found: dict[str, Coded] = {}
+        for index, (name, kept) in enumerate(zip(self._names, self._kept, strict=True)):
+            where: Tensor = getattr(self, f"codes_{index}")
+            codes = where.cpu().numpy() - 1
+            codebook = self.codebooks[index].detach().cpu().float().numpy() + np.float32(0)
+            content = Shared(codes.reshape(-1) if kept is None else codes[kept], codebook)
+            found[name] = Coded(codes.shape, content, kept, dtype_name(self._model.get_parameter(name)))
+        return found
+
+    def _weights(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for index, (name, codebook) in enumerate(zip(self._names, self.codebooks, strict=True)):
+            where: Tensor = getattr(self, f"codes_{index}")
+            numbers = torch.cat([codebook.new_zeros(1), codebook])
+            weight = numbers.index_select(0, where.flatten()).view(where.shape)
+            found[name] = weight.to(self._model.get_parameter(name).dtype)
+        return found
+
+
+def _as(codes: np.ndarray[Any, np.dtype[np.int64]], tensor: Coded) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return codes.reshape(tensor.shape) if tensor.kept is None else codes
+
+
+__all__ = ["SharedModel", "share_weights"]
