@@ -34,7 +34,7 @@ from secateurs.choose.budget import Budget
 from secateurs.choose.choose import choose
 from secateurs.couple.couple import couple
 from secateurs.cut.cut import apply, prove
-from secateurs.score.criterion import score
+from secateurs.score import score
 
 KEPT_CHANNELS = 0.5
 STAGES = ("capture", "couple", "score", "choose", "cut")

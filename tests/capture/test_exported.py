@@ -33,6 +33,8 @@ from secateurs.couple.group import ChannelGroup
 from secateurs.testing.chain import check_outputs, check_untouched, half_kept, of_model, random_kept, snapshot
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 
 @dataclass
 class Scores:

@@ -12,6 +12,8 @@ from secateurs.capture import capture
 from secateurs.capture.program import BatchAxis, Program, Programs
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 torch.set_num_threads(1)
 
 SEEDS = range(30)

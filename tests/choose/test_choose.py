@@ -171,7 +171,7 @@ def test_widths_are_multiples_or_whole(small: sec.Groups, search: str, granulari
         assert width > 0
         if granularity > group.size:
             why = next(decision.why for decision in plan.groups if decision.name == group.name)
-            assert why.startswith("kept whole: its multiple")
+            assert why.startswith("kept whole: its granularity")
             assert why.endswith(f"no fewer than its {group.size} channels")
 
 

@@ -15,6 +15,8 @@ from secateurs.capture.program import Programs
 from secateurs.couple.sites import consumption_sites, first_use
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 torch.set_num_threads(1)
 
 

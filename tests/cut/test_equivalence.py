@@ -22,6 +22,8 @@ from secateurs.couple.sites import consumption_sites
 from secateurs.testing.chain import random_kept
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 
 def silenced(model: nn.Module, inputs: tuple[Tensor, ...], groups: Groups, keep: dict[str, list[int]]) -> Any:
     """The original's output, where every consumer reads 0 in place of the units that are not kept."""

@@ -23,6 +23,8 @@ from secateurs.deliver.tensors import give_biases, load_into
 from secateurs.testing.chain import random_kept
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 
 def cut_of(model: nn.Module, x: Tensor, keep: dict[str, list[int]], form: str = "auto") -> sec.CutResult:
     graph = sec.capture(model, x)

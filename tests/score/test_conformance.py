@@ -48,31 +48,37 @@ class TestFpgmOfDirections(CriterionConformance):
     options: ClassVar = {"distance": "cosine"}
 
 
+@pytest.mark.medium
 class TestTaylor(CriterionConformance):
     criterion = "taylor"
 
 
+@pytest.mark.medium
 class TestTaylorWithCost(CriterionConformance):
     criterion = "taylor"
     options: ClassVar = {"flops_weight": 1e-3}
 
 
+@pytest.mark.medium
 class TestTaylorGates(CriterionConformance):
     criterion = "taylor_gates"
     by_batch = True
 
 
+@pytest.mark.medium
 class TestTaylorWeights(CriterionConformance):
     criterion = "taylor_weights"
     by_batch = True
 
 
+@pytest.mark.medium
 class TestTaylorWeightsOfSecondOrder(CriterionConformance):
     criterion = "taylor_weights"
     by_batch = True
     options: ClassVar = {"order": 2, "form": "squares", "momentum": 0.9}
 
 
+@pytest.mark.medium
 class TestThinet(CriterionConformance):
     """A random output for each place would be another unit after an exchange, where a layer feeds its own group."""
 
@@ -80,15 +86,18 @@ class TestThinet(CriterionConformance):
     options: ClassVar = {"outputs": "all"}
 
 
+@pytest.mark.medium
 class TestLasso(CriterionConformance):
     criterion = "lasso"
 
 
+@pytest.mark.medium
 class TestOracle(CriterionConformance):
     criterion = "oracle"
     tolerance = 1e-4
 
 
+@pytest.mark.medium
 class TestObd(CriterionConformance):
     criterion = "obd"
 
@@ -99,6 +108,7 @@ class TestObdByGaussNewton(CriterionConformance):
     options: ClassVar = {"diagonal": "gauss_newton"}
 
 
+@pytest.mark.medium
 class TestObdByHutchinson(CriterionConformance):
     """The random signs belong to places in the tensors, so that scores do not follow a unit that moves."""
 
@@ -107,6 +117,7 @@ class TestObdByHutchinson(CriterionConformance):
     options: ClassVar = {"diagonal": "hutchinson", "probes": 4}
 
 
+@pytest.mark.medium
 class TestNisp(CriterionConformance):
     criterion = "nisp"
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 import secateurs as sec
 from secateurs.score.inf_fs import inf_fs
 
+pytestmark = pytest.mark.medium
+
 
 def given(*scores: float) -> Callable[[Tensor], Tensor]:
     return lambda responses: torch.tensor(scores, dtype=torch.float64)

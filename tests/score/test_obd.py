@@ -15,6 +15,8 @@ from secateurs.score.samples import Samples
 from secateurs.score.score import tensors_of
 from secateurs.testing.networks import random_network, randomize
 
+pytestmark = pytest.mark.medium
+
 torch.set_num_threads(1)
 
 D = torch.float64

@@ -22,6 +22,8 @@ from secateurs.score.samples import Samples
 from secateurs.score.score import tensors_of
 from secateurs.testing.networks import random_network
 
+pytestmark = pytest.mark.medium
+
 torch.set_num_threads(1)
 
 

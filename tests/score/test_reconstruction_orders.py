@@ -12,6 +12,8 @@ from secateurs.score.contributions import order_scores
 from secateurs.score.criteria.lasso import leaving_order, path
 from secateurs.score.criteria.thinet import removal_order, residual, scales
 
+pytestmark = pytest.mark.medium
+
 
 def shares_of(seed: int, units: int = 7) -> Tensor:
     """Contributions [40, units] that are correlated, as those of real channels are."""

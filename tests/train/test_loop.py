@@ -18,6 +18,8 @@ import secateurs as sec
 from secateurs.train.loop import steps, train_prune_loop
 from secateurs.train.penalty import Penalty
 
+pytestmark = pytest.mark.medium
+
 X = torch.zeros(1, 4)
 RETRAIN = sec.FineTune(epochs=4, lr=0.1, progress=False)
 PENALISE = sec.FineTune(epochs=6, lr=0.1, penalty=Penalty(strength=0.01), progress=False)

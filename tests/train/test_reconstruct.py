@@ -13,6 +13,8 @@ import secateurs as sec
 from secateurs.train.least_squares import Normal, Windows
 from secateurs.train.reconstruct import reconstruct
 
+pytestmark = pytest.mark.medium
+
 Batch = tuple[Tensor, Tensor]
 
 

@@ -22,6 +22,8 @@ from secateurs.testing.strategies import networks
 from secateurs.train.finetune import FineTune, finetune
 from secateurs.train.soft import Filters, Soft
 
+pytestmark = pytest.mark.medium
+
 torch.set_num_threads(1)
 IMAGE = torch.randn(2, 1, 6, 6, generator=torch.Generator().manual_seed(3))
 

@@ -166,7 +166,7 @@ def _decision(
         why = group.frozen
     elif len(kept) == group.size and widths is not None and widths.least(group) == group.size:
         channels = group.size * group.width
-        why = f"kept whole: its multiple and the other limits on widths allow no fewer than its {channels} channels"
+        why = f"kept whole: its granularity and the other limits on widths allow no fewer than its {channels} channels"
     elif len(kept) == group.size:
         why = "kept whole: within the budget as it is"
     else:
