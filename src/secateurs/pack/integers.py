@@ -1,0 +1,150 @@
+"""Linear integers: every weight is a small signed integer times the scale of its channel, symmetric around zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, explain
+from secateurs.base.registry import Registry
+from secateurs.pack.chosen import Bits, chosen, dtype_name, nonzero, numbers, of_names, weighed
+from secateurs.pack.coded import Coded, Codes, Floats, Scaled
+
+Doubles = NDArray[np.float64]
+Rule = Callable[[Doubles, Doubles | None, int], Doubles]
+"""`(rows [channels, n], importance, levels) -> scales [channels]`; the codes are then -levels..levels."""
+
+SHRINKS = np.linspace(0.2, 1.25, 64)
+"""Scales that are tried, in parts of the one that reaches the largest weight."""
+ROUNDS = 20
+
+SCALES: Registry[Rule] = Registry("choice of scale")
+
+
+def quantise(
+    tensor: Tensor, bits: int = 8, *, axis: int | None = 0, scale: str = "mse", importance: Tensor | None = None
+) -> Coded:
+    """Integers of 2 to 8 bits, -(2^(bits-1) - 1)..2^(bits-1) - 1, times one scale per index along `axis` (None: one).
+
+    `scale="max"` reaches the largest weight of a channel, so that no weight moves by more than half a step; `"mse"`
+    gives the least `sum importance * (w - w')^2` that a search finds, never more than `"max"`. Zeros stay zero and are
+    not kept. A channel of zeros has the scale 1. Raises `InputError`.
+    """
+    check_bits(bits)
+    values = numbers(tensor)
+    kept = nonzero(values)
+    scales = scales_of(values, bits, axis, scale, weighed(importance, values.shape))
+    steps = per_entry(scales, values.shape, axis)
+    codes = to_codes(values.astype(np.float64), steps, levels(bits))
+    content = Scaled(codes.reshape(-1) if kept is None else codes[kept], scales, bits, axis)
+    return Coded(values.shape, content, kept, dtype_name(tensor))
+
+
+def quantise_weights(
+    model: nn.Module,
+    bits: Bits = 8,
+    *,
+    per_channel: bool = True,
+    scale: str = "mse",
+    importance: Mapping[str, Tensor] | None = None,
+) -> dict[str, Coded]:
+    """`{parameter name: Coded}` for the weight matrices and kernels, as `quantise` does it; output channels are axis 0.
+
+    `bits`: one number, or globs over parameter names and module paths, the first match counts. Transposed convolutions
+    have their outputs elsewhere; their scales go by axis 0 too, which costs accuracy and nothing else.
+    """
+    wanted = chosen(model, bits)
+    matter = of_names(importance, wanted)
+    axis = 0 if per_channel else None
+    return {
+        name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name))
+        for name, number in wanted.items()
+    }
+
+
+def levels(bits: int) -> int:
+    """The largest code of `bits` bits, symmetric: 127 of 8, 1 of 2."""
+    return (1 << (bits - 1)) - 1
+
+
+def check_bits(bits: int) -> None:
+    """Raises `InputError` unless from 2 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise InputError(explain(f"Integers cannot have {bits!r} bits", next_step="give from 2 to 8"))
+
+
+def scales_of(values: Floats, bits: int, axis: int | None, rule: str, matter: Doubles | None) -> Floats:
+    """The scale of every channel `[channels]` (`[1]` for axis None), by the rule of that name."""
+    if axis is not None and not 0 <= axis < values.ndim:
+        raise InputError(explain(f"There is no axis {axis} to scale along", evidence=f"shape {values.shape}"))
+    choose = SCALES[rule]
+    rows = _rows(values.astype(np.float64), axis)
+    found = choose(rows, None if matter is None else _rows(matter, axis), levels(bits))
+    tiny = np.finfo(np.float32).tiny
+    return np.where(np.abs(rows).max(1, initial=0) > 0, np.maximum(found, tiny), 1.0).astype(np.float32)
+
+
+def per_entry(scales: Floats, shape: tuple[int, ...], axis: int | None) -> Doubles:
+    """The scales so that they broadcast against a tensor of this shape."""
+    found: Doubles = scales.astype(np.float64)
+    return found.reshape([-1 if dim == axis else 1 for dim in range(len(shape))]) if axis is not None else found
+
+
+def to_codes(values: Doubles, steps: Doubles, most: int) -> Codes:
+    """The nearest code, half to even, at most `most`."""
+    found: Codes = np.clip(np.rint(values / steps), -most, most).astype(np.int64)
+    return found
+
+
+def _rows(values: Doubles, axis: int | None) -> Doubles:
+    rows: Doubles = (
+        values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    )
+    return rows
+
+
+@SCALES.register("max")
+def reach_the_largest(rows: Doubles, matter: Doubles | None, most: int) -> Doubles:
+    """The largest weight gets the largest code."""
+    found: Doubles = np.abs(rows).max(axis=1, initial=0.0) / most
+    return found
+
+
+@SCALES.register("mse")
+def least_squares(rows: Doubles, matter: Doubles | None, most: int) -> Doubles:
+    """The best of many scales, each fitted to the codes of one between 0.2 and 1.25 of the widest; then codes and scale
+    in turn, until they fit each other.
+    """
+    counts = np.ones_like(rows) if matter is None else matter
+    widest = np.maximum(reach_the_largest(rows, None, most), np.finfo(np.float32).tiny)
+    best, least = widest.copy(), np.full(len(rows), np.inf)
+    _keep_better(best, least, widest, rows, counts, most)
+    for shrink in SHRINKS:
+        _keep_better(best, least, _fitted(widest * shrink, rows, counts, most), rows, counts, most)
+    for _ in range(ROUNDS):
+        if not _keep_better(best, least, _fitted(best, rows, counts, most), rows, counts, most):
+            break
+    return best
+
+
+def _fitted(scales: Doubles, rows: Doubles, counts: Doubles, most: int) -> Doubles:
+    """The scales of the least error for the codes that these scales give."""
+    codes = to_codes(rows, scales[:, None], most)
+    squares = (counts * codes * codes).sum(1)
+    found: Doubles = np.divide((counts * codes * rows).sum(1), squares, out=scales.copy(), where=squares > 0)
+    return found
+
+
+def _keep_better(best: Doubles, least: Doubles, tried: Doubles, rows: Doubles, counts: Doubles, most: int) -> bool:
+    """Put the scales tried, in place, where their error is less; was it so anywhere?"""
+    steps = np.maximum(tried.astype(np.float32).astype(np.float64), np.finfo(np.float32).tiny)  # as they will be stored
+    error = (counts * (to_codes(rows, steps[:, None], most) * steps[:, None] - rows) ** 2).sum(1)
+    better = error < least
+    best[better], least[better] = steps[better], error[better]
+    return bool(better.any())
+
+
+__all__ = ["SCALES", "quantise", "quantise_weights"]
