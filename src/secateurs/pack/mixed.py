@@ -1,0 +1,94 @@
+"""`mixed_bits`: every weight in as many bits as pay off, the whole within a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, explain
+from secateurs.pack.allocate import Allocation, Candidate, allocate
+from secateurs.pack.chosen import numbers, of_names, weighed, weights, with_coded
+from secateurs.pack.coded import Coded, Raw, Scaled
+
+Make = Callable[[str, Tensor, int], Coded]
+"""`(parameter name, weights, bits) -> Coded`, such as `lambda name, tensor, bits: share(tensor, bits)`."""
+Error = Callable[[str, Coded], float]
+"""`(parameter name, coded weights) -> error`, lower = better; errors of different tensors are added up."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The coded tensors by parameter name, and the allocation that chose their bits."""
+
+    coded: Mapping[str, Coded]
+    allocation: Allocation
+
+
+def mixed_bits(
+    model: nn.Module,
+    budget: int,
+    make: Make,
+    *,
+    bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    error: Error | None = None,
+    size: Callable[[Coded], int] | None = None,
+) -> Mixed:
+    """Every weight matrix and kernel coded by `make` in each number of bits, and the choice of least total error.
+
+    `budget` is in bytes, as `size` counts them (default: `code_bytes`). `error` defaults to `weight_error(model)`;
+    `weight_error(model, importance)` weighs by curvature, `loss_change(model, loss)` measures. Raises `InputError`
+    without weights or bits, and `BudgetError` when the budget is below the least that can be reached.
+    """
+    named = weights(model)
+    if not named or not bits:
+        raise InputError(explain("There is nothing to choose from", evidence=f"{len(named)} weights, bits {bits}"))
+    judge, measure = error or weight_error(model), size or code_bytes
+    coded = {name: {number: make(name, tensor, number) for number in bits} for name, tensor in named.items()}
+    listed = {
+        name: [Candidate(number, judge(name, item), measure(item)) for number, item in each.items()]
+        for name, each in coded.items()
+    }
+    allocation = allocate(listed, budget)
+    return Mixed({name: coded[name][number] for name, number in allocation.bits.items()}, allocation)
+
+
+def weight_error(model: nn.Module, importance: Mapping[str, Tensor] | None = None) -> Error:
+    """`sum importance * (w - w')^2` over a tensor; a name without importance counts 1 for every weight."""
+    named = weights(model)
+    matter = of_names(importance, named)
+
+    def error(name: str, coded: Coded) -> float:
+        values = numbers(named[name])
+        squares = (values.astype("float64") - coded.decode().astype("float64")) ** 2
+        each = weighed(matter.get(name), values.shape)
+        return float(squares.sum() if each is None else (each * squares).sum())
+
+    return error
+
+
+def loss_change(model: nn.Module, loss: Callable[[nn.Module], float]) -> Error:
+    """By how much `loss(model)` (lower = better) rises when this tensor alone is coded."""
+    before = float(loss(model))
+
+    def error(name: str, coded: Coded) -> float:
+        return float(loss(with_coded(model, {name: coded}))) - before
+
+    return error
+
+
+def code_bytes(coded: Coded) -> int:
+    """Codes of fixed width, the float32 codebook or scales, and a bit per entry for a tensor with zeros."""
+    content = coded.content
+    mask = 0 if coded.kept is None else -(-prod(coded.shape) // 8)
+    if isinstance(content, Raw):
+        return content.values.nbytes + mask
+    if isinstance(content, Scaled):
+        return -(-coded.count * content.bits // 8) + 4 * len(content.scale) + mask
+    width = (len(content.codebook) - 1).bit_length() if len(content.codebook) else 0
+    return -(-coded.count * width // 8) + 4 * len(content.codebook) + mask
+
+
+__all__ = ["Mixed", "code_bytes", "loss_change", "mixed_bits", "weight_error"]
