@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateurs as sec
-from benchmarks import oneshot, oneshot_tables
+from benchmarks import oneshot, oneshot_cells, oneshot_tables
 from benchmarks.oneshot_tables import STEPS
 
 
@@ -30,7 +30,7 @@ REFUSED = {
 
 
 def test_cells_are_all_there_once_the_most_telling_first():
-    found = oneshot.cells(["l1", "lasso", "oracle", "taylor"])
+    found = oneshot_cells.cells(["l1", "lasso", "oracle", "taylor"])
     assert len(found) == len(set(found)) == 3 * 4 * 4
     assert found[:3] == [
         ("resnet56", "l1", 0.7, "global"), ("resnet56", "lasso", 0.7, "uniform"), ("resnet56", "taylor", 0.7, "global")
@@ -43,11 +43,11 @@ def test_cells_are_all_there_once_the_most_telling_first():
 
 
 def test_every_criterion_that_is_set_apart_is_registered():
-    assert set(sec.list("criteria")) >= oneshot.ORDERS | oneshot.SLOW
+    assert set(sec.list("criteria")) >= oneshot_cells.ORDERS | oneshot_cells.SLOW
 
 
 def test_what_is_missing_keeps_its_order_and_a_new_row_takes_the_place_of_the_old():
-    wanted = oneshot.cells(["l1", "l2", "taylor"])
+    wanted = oneshot_cells.cells(["l1", "l2", "taylor"])
     rows = oneshot_tables.merged(oneshot_tables.merged([], row("l2", 0.9)), row("l1", 0.8))
     left = oneshot_tables.missing(wanted, rows)
     assert left == [cell for cell in wanted if cell[:3] not in {("resnet56", name, 0.7) for name in ("l1", "l2")}]
@@ -58,7 +58,7 @@ def test_what_is_missing_keeps_its_order_and_a_new_row_takes_the_place_of_the_ol
 def test_stored_rows_count_only_with_the_settings_that_made_them(tmp_path: Path):
     path = tmp_path / "rows.json"
     assert oneshot.stored(path) == []
-    wanted = oneshot.cells(["l1"])
+    wanted = oneshot_cells.cells(["l1"])
     oneshot.write(path, [row("l1", 0.9)], wanted)
     assert oneshot.stored(path) == [row("l1", 0.9)]
     found = json.loads(path.read_text())
@@ -99,14 +99,14 @@ def test_the_figure_has_a_trace_for_each_panel_and_step():
     assert [bool(trace.showlegend) for trace in drawn] == [True] * 3 + [False] * 3
 
 
-def tiny(network: str, data: Path) -> oneshot.Bench:
+def tiny(network: str, data: Path) -> oneshot_cells.Bench:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     ).eval()  # fmt: skip
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))) for _ in range(4)]
-    return oneshot.Bench(model, batches, sec.accuracy(batches))
+    return oneshot_cells.Bench(model, batches, sec.accuracy(batches))
 
 
 def test_a_cell_has_every_step_and_scores_are_journalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
