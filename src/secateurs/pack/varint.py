@@ -51,6 +51,11 @@ class Cursor:
                 return found
         raise refused(f"{self.what} holds a number without an end")
 
+    @property
+    def left(self) -> int:
+        """Bytes that were not read."""
+        return len(self.data) - self.at
+
     def end(self) -> None:
         """Raises `ArtifactError` unless everything was read."""
         if self.at != len(self.data):

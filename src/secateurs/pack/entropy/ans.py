@@ -33,7 +33,7 @@ def quantise(counts: Counts, bits: int) -> Counts | None:
     (the smallest of several). None when that leaves it nothing.
     """
     total, present = int(counts.sum()), counts > 0
-    frequencies = np.where(present, np.maximum(1, (counts.astype(object) << bits) // total), 0).astype(np.int64)
+    frequencies = np.where(present, np.maximum(1, (counts << bits) // total), 0)
     most = int(np.argmax(counts))
     frequencies[most] += (1 << bits) - int(frequencies.sum())
     return frequencies if frequencies[most] >= 1 else None

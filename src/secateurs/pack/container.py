@@ -1,0 +1,337 @@
+"""The file: a checked header, then the bytes of one tensor after the other. `docs/format.md` specifies every byte.
+
+Where a tensor's bytes begin is not stored: it follows from the lengths in the header, so parts cannot overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from secateurs.base.errors import ArtifactError, InputError, explain
+from secateurs.base.files import write_bytes
+from secateurs.pack.coded import Coded
+from secateurs.pack.decode import decode, widened
+from secateurs.pack.encode import encode
+from secateurs.pack.record import Layout, Record, read_record, require_name
+from secateurs.pack.refuse import refused
+from secateurs.pack.varint import Cursor, varint
+
+MAGIC = b"\x89SEC\r\n\x1a\n"
+VERSION = 1
+PREFIX = len(MAGIC) + 4 + 4 + 8
+"""Bytes before the header: magic, version, length of the header, length of the file."""
+
+CHECK = 4
+"""Bytes of a checksum (CRC-32)."""
+
+METADATA, GRAPH = "metadata", "graph"
+LEAST_LIMIT = 1 << 28
+LIMIT_FACTOR = 1024
+"""A file may decode to this many times its size, or to `LEAST_LIMIT` bytes if that is more, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text beside the tensors: where it stands, how long it is when inflated, its checksum."""
+
+    name: str
+    stored: int
+    plain: int
+    crc: int
+    header: int = field(default=0, compare=False)
+
+
+def to_bytes(
+    tensors: Mapping[str, Coded],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    tied: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> bytes:
+    """The file that holds `tensors` in their order; the same input gives the same bytes.
+
+    `tied`: other names of tensors. `metadata`: anything that is JSON. `texts`: further texts by name.
+    Raises `InputError` for names, tensors or metadata that a file cannot hold.
+    """
+    aliases = _aliases(tensors, tied or {})
+    bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
+    encoded = [encode(tensor) for tensor in tensors.values()]
+    records = [replace(item.record, names=(name, *aliases[name])) for name, item in zip(tensors, encoded, strict=True)]
+    header_bytes = len(_header([item[0] for item in bodies], records))
+    at = PREFIX + header_bytes + CHECK + sum(text.stored for text, _ in bodies)
+    chunks: list[bytes | memoryview] = []
+    for place, (record, item) in enumerate(zip(records, encoded, strict=True)):
+        layout = record.layout(at)
+        mine = (item.coded, bytes(layout.padding), item.raw)
+        records[place] = replace(record, crc=_crc(*mine))
+        chunks += mine
+        at = layout.end
+    header = _header([item[0] for item in bodies], records)
+    prefix = MAGIC + VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
+    check = _crc(prefix, header).to_bytes(CHECK, "little")
+    return b"".join([prefix, header, check, *(data for _, data in bodies), *chunks])
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Coded],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    tied: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes `to_bytes(...)` as the file `path`, whole or not at all. Raises `InputError` and `WriteError`."""
+    write_bytes(path, to_bytes(tensors, metadata, tied=tied, texts=texts))
+    return Path(path)
+
+
+def read(source: str | os.PathLike[str] | bytes, *, limit: int | None = None) -> Packed:
+    """A packed file as a mapping of names to tensors. Only the header is read; tensors are decoded when asked for.
+
+    `limit`: bytes to which all tensors together may decode. Raises `ArtifactError` for a file that is cut short, has
+    an altered header, or says that it holds more; what is wrong with a single tensor shows when it is asked for.
+    """
+    data = memoryview(source) if isinstance(source, bytes) else _mapped(Path(source))
+    where = "" if isinstance(source, bytes) else str(source)
+    try:
+        return _read(data, max(LEAST_LIMIT, LIMIT_FACTOR * len(data)) if limit is None else limit)
+    except ArtifactError as error:
+        raise _located(error, where) from error
+
+
+class Packed(Mapping[str, NDArray[Any]]):
+    """An open file: `packed[name]` is a tensor, decoded at the first access; raw dense ones are views of the file.
+
+    bfloat16 and float8 come as unsigned bits. The file must stay as it is while it is open.
+    """
+
+    def __init__(self, data: memoryview, texts: Sequence[Text], records: Sequence[Record], body: int) -> None:
+        self.data, self.texts, self.records = data, tuple(texts), tuple(records)
+        self._decoded: dict[int, NDArray[Any]] = {}
+        self._places = {name: place for place, record in enumerate(self.records) for name in record.names}
+        self.layouts: list[Layout] = []
+        """Where the bytes of each record are."""
+        at = body + sum(text.stored for text in self.texts)
+        for record in self.records:
+            self.layouts.append(record.layout(at))
+            at = self.layouts[-1].end
+        self.header = body
+        """Bytes before the texts: prefix, header, checksum."""
+        self.end = at
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        place = self._places[name]
+        if place not in self._decoded:
+            self._decoded[place] = self._coded(place).decode()
+        return self._decoded[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.records)} packed tensors in {self.end:,} bytes>"
+
+    def coded(self, name: str) -> Coded:
+        """The tensor as it was given to `write`; one that keeps every entry has no mask. Raises `ArtifactError`."""
+        return widened(self._coded(self._places[name]))
+
+    def record(self, name: str) -> Record:
+        """What the header says of a tensor."""
+        return self.records[self._places[name]]
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Further names of tensors, and the first name of each."""
+        return {name: record.names[0] for record in self.records for name in record.names[1:]}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given to `write`. Raises `ArtifactError`."""
+        text = self.text(METADATA)
+        try:
+            found = {} if text is None else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise refused(f"the metadata is not JSON: {error!r}"[:200]) from error
+        if not isinstance(found, dict):
+            raise refused(f"the metadata is a {type(found).__name__}")
+        return found
+
+    def text(self, name: str) -> str | None:
+        """A text by its name; None when the file has none of it. Raises `ArtifactError`."""
+        at = self.header
+        for text in self.texts:
+            if text.name == name:
+                return _inflated(self.data[at : at + text.stored], text)
+            at += text.stored
+        return None
+
+    def verify(self) -> None:
+        """Reads and decodes everything. Raises `ArtifactError` at the first part that is not sound."""
+        for text in self.texts:
+            self.text(text.name)
+        assert isinstance(self.metadata, dict)
+        for place in range(len(self.records)):
+            self._coded(place).decode()
+
+    def _coded(self, place: int) -> Coded:
+        record, layout = self.records[place], self.layouts[place]
+        found = _crc(self.data[layout.start : layout.end])
+        if found != record.crc:
+            raise refused(f"the checksum of `{record.names[0]}` is {found:08x}, {record.crc:08x} was written")
+        return decode(self.data, record, layout)
+
+
+def _crc(*parts: bytes | memoryview) -> int:
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value
+
+
+def _header(texts: Sequence[Text], records: Sequence[Record]) -> bytes:
+    parts = [varint(len(texts))]
+    for text in texts:
+        name = text.name.encode()
+        parts += [varint(len(name)), name, varint(text.stored), varint(text.plain), text.crc.to_bytes(4, "little")]
+    parts.append(varint(len(records)))
+    before = b""
+    for record in records:
+        parts.append(record.to_bytes(before))
+        before = record.names[-1].encode()
+    return b"".join(parts)
+
+
+def _body(name: str, text: str) -> tuple[Text, bytes]:
+    """A text, deflated where that is shorter."""
+    plain = text.encode()
+    deflated = zlib.compress(plain, 9)
+    data = deflated if len(deflated) < len(plain) else plain
+    return Text(name, len(data), len(plain), _crc(data)), data
+
+
+def _inflated(data: memoryview, text: Text) -> str:
+    if _crc(data) != text.crc:
+        raise refused(f"the checksum of the {text.name} is not the one that was written")
+    plain = bytes(data)
+    if text.stored < text.plain:
+        inflate = zlib.decompressobj()
+        try:
+            plain = inflate.decompress(plain, text.plain)
+        except zlib.error as error:
+            raise refused(f"the {text.name} cannot be inflated: {error}") from error
+        if len(plain) != text.plain or not inflate.eof or inflate.unused_data or inflate.unconsumed_tail:
+            raise refused(f"the {text.name} does not inflate to {text.plain:,} bytes")
+    try:
+        return plain.decode()
+    except UnicodeDecodeError as error:
+        raise refused(f"the {text.name} is not UTF-8") from error
+
+
+def _texts(metadata: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[str, str]:
+    found = {name: texts[name] for name in sorted(texts)}
+    if metadata:
+        try:
+            plain = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InputError(explain("The metadata is not JSON", evidence=str(error))) from error
+        found = {METADATA: plain, **found}
+    for name in found:
+        require_name(name)
+    return found
+
+
+def _aliases(tensors: Mapping[str, Coded], tied: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The further names of every tensor."""
+    for name in (*tensors, *tied):
+        require_name(name)
+    for alias, name in tied.items():
+        if alias in tensors or name not in tensors:
+            raise InputError(
+                explain(f"`{alias}` cannot be tied to `{name}`", evidence=f"there are {len(tensors)} tensors")
+            )
+    return {name: tuple(alias for alias, first in tied.items() if first == name) for name in tensors}
+
+
+def _mapped(path: Path) -> memoryview:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            explain(f"`{path}` cannot be opened", evidence=str(error), next_step="give a file that `pack` wrote")
+        ) from error
+
+
+def _read(data: memoryview, limit: int) -> Packed:
+    if len(data) < PREFIX + CHECK or data[: len(MAGIC)] != MAGIC:
+        raise refused(f"it has {len(data):,} bytes and begins with {bytes(data[:8])!r}, not with {MAGIC!r}")
+    prefix = Cursor(data[:PREFIX], "the prefix")
+    prefix.take(len(MAGIC))
+    version, length, whole = (int.from_bytes(prefix.take(size), "little") for size in (4, 4, 8))
+    if version != VERSION:
+        raise refused(
+            f"it says version {version}, this version of Secateurs reads {VERSION}",
+            what="The file has a format that is not known here",
+            next_step="read it with the version of Secateurs that wrote it, or newer",
+        )
+    if whole != len(data) or length > len(data) - PREFIX - CHECK:
+        raise refused(f"it has {len(data):,} bytes, {whole:,} were written, {length:,} of them as header")
+    body = PREFIX + length
+    stored = int.from_bytes(data[body : body + CHECK], "little")
+    if _crc(data[:body]) != stored:
+        raise refused(f"the checksum of its header is {_crc(data[:body]):08x}, {stored:08x} was written")
+    texts, records = _read_header(bytes(data[PREFIX:body]), limit)
+    packed = Packed(data, texts, records, body + CHECK)
+    if packed.end != len(data):
+        raise refused(f"its parts end at byte {packed.end:,} of {len(data):,}")
+    return packed
+
+
+def _read_header(header: bytes, limit: int) -> tuple[list[Text], list[Record]]:
+    """Texts and records; together they may not decode to more than `limit` bytes."""
+    cursor = Cursor(header, "the header")
+    texts = [_read_text(cursor, limit) for _ in range(cursor.number(len(header)))]
+    records: list[Record] = []
+    before, left = b"", limit - sum(text.plain for text in texts)
+    for _ in range(cursor.number(len(header))):
+        records.append(read_record(cursor, before, left))
+        before = records[-1].names[-1].encode()
+        left -= records[-1].decoded
+    cursor.end()
+    for names in ([text.name for text in texts], [name for record in records for name in record.names]):
+        if len(set(names)) != len(names):
+            raise refused(f"a name occurs twice: {max(names, key=names.count)!r}")
+    return texts, records
+
+
+def _read_text(cursor: Cursor, limit: int) -> Text:
+    start = cursor.at
+    try:
+        name = cursor.take(cursor.number(64)).decode()
+    except UnicodeDecodeError as error:
+        raise refused("the name of a text is not UTF-8") from error
+    stored, plain = cursor.number(), cursor.number(max(0, limit))
+    if stored > plain:
+        raise refused(f"a text of {plain:,} bytes takes {stored:,}")
+    return Text(name, stored, plain, int.from_bytes(cursor.take(CHECK), "little"), cursor.at - start)
+
+
+def _located(error: ArtifactError, where: str) -> ArtifactError:
+    return ArtifactError(explain(str(error), where=where)) if where else error
+
+
+__all__ = ["GRAPH", "METADATA", "VERSION", "Packed", "Text", "read", "to_bytes", "write"]

@@ -1,0 +1,78 @@
+"""Coded tensors to try a file format on, and when two of them are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from secateurs.pack.coded import Bools, Coded, Raw, Scaled, Shared
+from secateurs.pack.dtypes import DTYPES, in_memory
+
+
+def same_coded(found: Coded, expected: Coded) -> None:
+    """Raises `AssertionError` unless the two are equal, bit for bit; a mask that keeps everything is no mask."""
+    kept = None if expected.kept is None or expected.kept.all() else expected.kept
+    assert (found.shape, found.dtype, type(found.content)) == (expected.shape, expected.dtype, type(expected.content))
+    assert (found.kept is None) == (kept is None)
+    assert found.kept is None or kept is None or np.array_equal(found.kept, kept)
+    for name, mine in vars(expected.content).items():
+        other = vars(found.content)[name]
+        if isinstance(mine, np.ndarray):
+            assert (other.dtype, other.shape, other.tobytes()) == (mine.dtype, mine.shape, mine.tobytes()), name
+        else:
+            assert other == mine, name
+
+
+@st.composite
+def coded_tensors(draw: st.DrawFn) -> Coded:
+    """Any coded tensor of up to four dimensions: every content, type and density, with and without form."""
+    shape = tuple(draw(st.lists(st.integers(0, 6), max_size=4)))
+    kept = draw(st.none() | st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    mask = None if kept is None else _mask(rng, shape, kept, draw(st.booleans()))
+    return _content(rng, shape, mask, draw(st.sampled_from(["raw", "shared", "scaled"])), draw(st.sampled_from(DTYPES)))
+
+
+def sample_tensors() -> dict[str, Coded]:
+    """One of each kind, large enough for every coder and encoding to be of use; always the same."""
+    rng = np.random.default_rng(0)
+    found: dict[str, Coded] = {}
+    for place, kind in enumerate(("raw", "shared", "scaled")):
+        found[f"{kind}.dense"] = _content(rng, (3, 4, 3, 3), None, kind, "float32")
+        for density in (0.02, 0.2):
+            mask = _mask(rng, (20, 10 + place, 3, 3), density, False)
+            found[f"{kind}.sparse{density}".replace("0.", "")] = _content(rng, mask.shape, mask, kind, "float32")
+        mask = np.repeat(rng.random((12, 5)) < 0.4, 4, axis=1)
+        found[f"{kind}.groups"] = _content(rng, mask.shape, mask, kind, "float32")
+        mask = np.broadcast_to(np.arange(9) % 2 == 0, (6, 4, 9)).reshape(6, 4, 3, 3).copy()
+        found[f"{kind}.strided"] = _content(rng, mask.shape, mask, kind, "float32")
+        mask = np.zeros((2, 3000), dtype=np.bool_)
+        mask[0, [3, 2900]] = mask[1, 2000] = True
+        found[f"{kind}.gaps"] = _content(rng, mask.shape, mask, kind, "float32")
+    found["norm.num_batches_tracked"] = Coded((), Raw(np.array([7])), dtype="int64")
+    return found
+
+
+def _mask(rng: np.random.Generator, shape: tuple[int, ...], density: float, rows_alike: bool) -> Bools:
+    mask = np.asarray(rng.random(shape) < density)
+    return np.broadcast_to(mask[:1], shape).copy() if rows_alike and shape and shape[0] else mask
+
+
+def _content(rng: np.random.Generator, shape: tuple[int, ...], kept: Bools | None, kind: str, dtype: str) -> Coded:
+    count = int(np.prod(shape)) if kept is None else int(np.count_nonzero(kept))
+    if kind == "raw":
+        octets = rng.integers(0, 256, count * in_memory(dtype).itemsize, dtype=np.uint8)
+        values = octets % 2 == 1 if dtype == "bool" else octets.view(in_memory(dtype))
+        return Coded(shape, Raw(values), kept, dtype)
+    if kind == "shared":
+        levels = int(rng.integers(1, 40))
+        codes = np.minimum(rng.geometric(0.2, count) - 1, levels - 1).astype(np.int64)
+        return Coded(shape, Shared(codes, rng.standard_normal(levels).astype(np.float32)), kept)
+    bits = int(rng.integers(1, 12))
+    most = (1 << (bits - 1)) - 1
+    axis = int(rng.integers(len(shape))) if shape and rng.random() < 0.5 else None
+    scale = rng.random(1 if axis is None else shape[axis]).astype(np.float32)
+    return Coded(shape, Scaled(rng.integers(-most, most + 1, count), scale, bits, axis), kept)
+
+
+__all__ = ["coded_tensors", "same_coded", "sample_tensors"]
