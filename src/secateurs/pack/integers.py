@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from secateurs.base.errors import InputError, explain
 from secateurs.base.registry import Registry
 from secateurs.pack.chosen import Bits, chosen, dtype_name, nonzero, numbers, of_names, weighed
-from secateurs.pack.coded import Coded, Codes, Floats, Scaled
+from secateurs.pack.coded import Bools, Coded, Codes, Floats, Scaled
+from secateurs.pack.feedback import activity, checked_gram, fitted_scales, output_error, settled
 
 Doubles = NDArray[np.float64]
 Rule = Callable[[Doubles, Doubles | None, int], Doubles]
@@ -25,20 +26,34 @@ SCALES: Registry[Rule] = Registry("choice of scale")
 
 
 def quantise(
-    tensor: Tensor, bits: int = 8, *, axis: int | None = 0, scale: str = "mse", importance: Tensor | None = None
+    tensor: Tensor,
+    bits: int = 8,
+    *,
+    axis: int | None = 0,
+    scale: str = "mse",
+    importance: Tensor | None = None,
+    gram: Tensor | None = None,
 ) -> Coded:
     """Integers of 2 to 8 bits, -(2^(bits-1) - 1)..2^(bits-1) - 1, times one scale per index along `axis` (None: one).
 
     `scale="max"` reaches the largest weight of a channel, so that no weight moves by more than half a step; `"mse"`
     gives the least `sum importance * (w - w')^2` that a search finds, never more than `"max"`. Zeros stay zero and are
-    not kept. A channel of zeros has the scale 1. Raises `InputError`.
+    not kept. A channel of zeros has the scale 1.
+
+    With `gram`, second moments of the layer's inputs from `input_moments`, weights are rounded with error feedback, so
+    that the layer's *outputs* change least on such inputs; `axis` is then 0 or None. Raises `InputError`.
     """
     check_bits(bits)
     values = numbers(tensor)
     kept = nonzero(values)
-    scales = scales_of(values, bits, axis, scale, weighed(importance, values.shape))
-    steps = per_entry(scales, values.shape, axis)
-    codes = to_codes(values.astype(np.float64), steps, levels(bits))
+    matter = weighed(importance, values.shape)
+    moments = None if gram is None else checked_gram(gram, values.shape)
+    if moments is not None and matter is None:
+        matter = activity(moments, values.shape)
+    scales = scales_of(values, bits, axis, scale, matter)
+    codes = to_codes(values.astype(np.float64), per_entry(scales, values.shape, axis), levels(bits))
+    if moments is not None:
+        codes, scales = _with_feedback(values.astype(np.float64), kept, moments, codes, scales, bits, axis)
     content = Scaled(codes.reshape(-1) if kept is None else codes[kept], scales, bits, axis)
     return Coded(values.shape, content, kept, dtype_name(tensor))
 
@@ -50,19 +65,48 @@ def quantise_weights(
     per_channel: bool = True,
     scale: str = "mse",
     importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Coded]:
     """`{parameter name: Coded}` for the weight matrices and kernels, as `quantise` does it; output channels are axis 0.
 
     `bits`: one number, or globs over parameter names and module paths, the first match counts. Transposed convolutions
-    have their outputs elsewhere; their scales go by axis 0 too, which costs accuracy and nothing else.
+    have their outputs elsewhere; their scales go by axis 0 too, which costs accuracy and nothing else. `moments`, from
+    `input_moments`, brings error feedback to the layers in it.
     """
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
     axis = 0 if per_channel else None
     return {
-        name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name))
+        name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name),
+                       gram=None if moments is None else moments.get(name))
         for name, number in wanted.items()
-    }
+    }  # fmt: skip
+
+
+def _with_feedback(
+    values: Doubles, kept: Bools | None, gram: Doubles, codes: Codes, scales: Floats, bits: int, axis: int | None
+) -> tuple[Codes, Floats]:
+    """Codes settled one input after the other, and scales fitted to them; or what was given, if that is better."""
+    if axis not in (0, None):
+        raise InputError(explain(f"Error feedback goes by outputs, not along axis {axis}", next_step="take axis 0"))
+
+    def nearest(column: Doubles, rows: slice) -> tuple[Codes, Doubles]:
+        steps = scales.astype(np.float64)[rows if axis == 0 else slice(None)]
+        found = to_codes(column, steps, levels(bits))
+        return found, found * steps
+
+    settled_codes = settled(values, kept, gram, nearest)
+    settled_codes = settled_codes if kept is None else np.where(kept, settled_codes, 0)
+    above, below = fitted_scales(values, settled_codes, gram)
+    if axis is None:
+        above, below = above.sum(keepdims=True), below.sum(keepdims=True)
+    fitted = np.divide(above, below, out=scales.astype(np.float64), where=(below > 0) & (above > 0)).astype(np.float32)
+    fitted = np.maximum(fitted, np.finfo(np.float32).tiny)
+
+    def error(integers: Codes, factors: Floats) -> float:
+        return output_error(integers * per_entry(factors, values.shape, axis) - values, gram)
+
+    return min([(settled_codes, fitted), (settled_codes, scales), (codes, scales)], key=lambda pair: error(*pair))
 
 
 def levels(bits: int) -> int:

@@ -27,12 +27,14 @@ def share_weights(
     *,
     start: str = "linear",
     importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> SharedModel:
     """The model with the non-zero entries of each weight matrix and kernel clustered to `2^bits` numbers of its own.
 
     `bits`: one number, or globs over parameter names and module paths (`{"conv*": 8, "fc": 5}`; the first match
-    counts, None or no match leaves the tensor alone). `start`, `importance` (`{parameter name: tensor}`) as in `share`.
+    counts, None or no match leaves the tensor alone). `start`, `importance` and `moments` (by parameter name,
+    the latter from `input_moments`, for the layers that have them) as in `share`.
 
     What comes back runs as the model does and trains as any module does, by `finetune` or by a loop of your own; its
     parameters are the codebooks and whatever is not shared. The model itself is not changed.
@@ -43,7 +45,7 @@ def share_weights(
     matter = of_names(importance, wanted)
     coded = {
         name: share(model.get_parameter(name), number, start=start, importance=matter.get(name),
-                    seed=derive(seed, "share", name))
+                    gram=None if moments is None else moments.get(name), seed=derive(seed, "share", name))
         for name, number in wanted.items()
     }  # fmt: skip
     return SharedModel(model, coded)
