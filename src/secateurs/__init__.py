@@ -24,6 +24,7 @@ from secateurs.cut.compare import Difference
 from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
+from secateurs.deliver.packed import pack, unpack
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.prune import prune
@@ -52,6 +53,6 @@ __all__ = [
     "Result", "SecateursError", "Soft", "SoftPruning", "Threshold", "TrainError", "UnknownNameError", "WriteError",
     "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
     "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
-    "measure", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "steps",
-    "train_prune_loop",
+    "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "steps",
+    "train_prune_loop", "unpack",
 ]  # fmt: skip

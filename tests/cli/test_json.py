@@ -28,6 +28,7 @@ DONE: dict[str, tuple[list[str], str]] = {
     "prune": ([*CUT, "--epochs", "1", "--out", "{folder}/cut"], "accuracy"),
     "export": (["export", *NET, "--out", "{folder}/m.onnx"], "bytes"),
     "measure": (["measure", *NET, "--device", "torch", "--rounds", "6"], "median"),
+    "pack": (["pack", "--model", "toy:chatty", "--out", "{folder}/m.sec"], "rows"),
     "list": (["list"], "criteria"),
     "list ops": (["list", "ops"], "ops"),
 }
@@ -45,6 +46,8 @@ REFUSED = {
     "prune, no training": [*CUT, "--epochs", "-2"],
     "export": ["export", "nowhere", "--out", "m.onnx"],
     "measure": ["measure", *NET, "--device", "gpu9"],
+    "pack": ["pack", "--out", "m.sec"],
+    "unpack": ["unpack", "none.sec"],
     "list": ["list", "criterions"],
     "no such verb": ["proon"],
 }

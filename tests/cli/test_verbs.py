@@ -202,6 +202,10 @@ REFUSALS = [
     (["export", "--out", "x.onnx"], "No model is named"),
     (["export", "nowhere", "--out", "x.onnx"], "not a Secateurs artifact"),
     (["measure", "--model", "toy:Net", *INPUT, "--device", "gpu9"], "no device named 'gpu9'"),
+    (["pack", "--out", "x.sec"], "Nothing to pack is named"),
+    (["pack", "nowhere", "--weights", "x", "--out", "x.sec"], "holds its own weights"),
+    (["unpack", "none.sec"], "no file `none.sec`"),
+    (["unpack", "toy.py"], "not a sound packed model"),
     (["list", "criterions"], "did you mean 'criteria'"),
 ]
 

@@ -14,7 +14,7 @@ import typer
 
 from secateurs._version import __version__
 from secateurs.base.errors import SecateursError
-from secateurs.cli import console, criteria, demo, export, inspect, listing, measure, prune
+from secateurs.cli import console, criteria, demo, export, inspect, listing, measure, pack, prune, unpack
 
 DONE, REFUSED, CRASHED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141
 
@@ -31,6 +31,8 @@ app.command("inspect")(inspect.inspect)
 app.command("prune")(prune.prune)
 app.command("criteria")(criteria.criteria)
 app.command("export")(export.export)
+app.command("pack")(pack.pack)
+app.command("unpack")(unpack.unpack)
 app.command("measure")(measure.measure)
 app.command("list")(listing.list_names)
 

@@ -109,7 +109,7 @@ def load(
                 "that gives the model before the cut",
             )
         )
-    model = _replay(source, _built(build), example_inputs, kwargs)
+    model = _replay(source, built(build), example_inputs, kwargs)
     give_biases(model, state)
     load_into(model, state, str(source))
     return model.eval()
@@ -141,7 +141,8 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text + ("" if text.endswith("\n") else "\n"), encoding="utf-8")
 
 
-def _built(build: Callable[[], nn.Module]) -> nn.Module:
+def built(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model that a class or function makes, in eval mode. Raises `InputError` when it makes none."""
     if isinstance(build, nn.Module) or not callable(build):
         raise InputError(
             explain(

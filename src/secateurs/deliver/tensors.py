@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from secateurs.base.errors import ArtifactError, explain
@@ -25,10 +25,28 @@ def write_state(model: nn.Module, path: Path) -> None:
 
     Raises `ArtifactError` if the state holds something that is not a tensor.
     """
+    stored, tied = distinct(model.state_dict())
+    path.touch()  # with the permissions of any other file: safetensors alone would keep it from everybody else
+    mode = path.stat().st_mode
+    save_file({name: _alone(tensor) for name, tensor in stored.items()}, path, metadata=_metadata(tied))
+    path.chmod(mode)
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """The content of the file that `read_state` reads."""
+    stored, tied = distinct(state)
+    return save({name: _alone(tensor) for name, tensor in stored.items()}, metadata=_metadata(tied))
+
+
+def distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor of a state once, under its first name, and the further names: `{name: first name}`.
+
+    Raises `ArtifactError` if the state holds something that is not a tensor.
+    """
     stored: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ArtifactError(
                 explain(
@@ -43,11 +61,16 @@ def write_state(model: nn.Module, path: Path) -> None:
             tied[name] = first[key]
             continue
         first[key] = name
-        stored[name] = tensor.detach().cpu().contiguous().clone()
-    path.touch()  # with the permissions of any other file: safetensors alone would keep it from everybody else
-    mode = path.stat().st_mode
-    save_file(stored, path, metadata={_TIED: json.dumps(tied, sort_keys=True)})
-    path.chmod(mode)
+        stored[name] = tensor
+    return stored, tied
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _metadata(tied: Mapping[str, str]) -> dict[str, str]:
+    return {_TIED: json.dumps(tied, sort_keys=True)}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

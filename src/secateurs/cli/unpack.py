@@ -1,0 +1,45 @@
+"""`secateurs unpack`: check a packed file, show what is in it, and write its tensors as safetensors."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+from torch import nn
+
+import secateurs as sec
+from secateurs.base.files import write_bytes
+from secateurs.cli.arguments import AsJson, OptionalFactory, build_model, existing
+from secateurs.cli.console import progress, show, show_json
+from secateurs.deliver.tensors import state_bytes
+from secateurs.pack.container import read
+from secateurs.pack.ledger import ledger
+
+
+def unpack(
+    packed: Annotated[str, typer.Argument(metavar="FILE", help="File written by `secateurs pack`.")],
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="safetensors file to write; else the file is only checked.")
+    ] = None,
+    model: OptionalFactory = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="BYTES", help="Bytes to which the file may decode.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Decode every tensor of a packed file, check that the class given takes them, and write them out."""
+    with progress(quiet=json) as stage:
+        stage("unpack")
+        found = read(existing(packed), limit=limit)
+        found.verify()
+        content = sec.unpack(packed, None if model is None else partial(build_model, model), limit=limit)
+        state = content.state_dict() if isinstance(content, nn.Module) else content
+        if out is not None:
+            stage("write")
+            write_bytes(out, state_bytes(state))
+    book = ledger(found)
+    if json:
+        show_json({**book.to_json(), "metadata": found.metadata, "out": out})
+    else:
+        show([book.table(), f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])

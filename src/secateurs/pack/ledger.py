@@ -1,0 +1,152 @@
+"""The ledger: what every byte of a packed file is for."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secateurs.pack.baseline import Baseline
+from secateurs.pack.container import CHECK, Packed
+from secateurs.pack.record import RAW, Layout, Record
+
+PARTS = ("header", "indices", "codebooks", "codes", "biases", "norms", "tables", "texts", "checksums", "padding")
+"""`codes`: values or codes of weights, `codebooks`: with scales, `norms`: all of batch norms and the like, `tables`: of
+entropy coders, `texts`: metadata and program."""
+
+FILE = "(file)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one tensor (or text, or of the file as such) by part, and how it is stored."""
+
+    name: str
+    form: str
+    entries: int
+    kept: int
+    parts: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "form": self.form, "entries": self.entries, "kept": self.kept, "bytes": self.bytes,
+            "parts": dict(self.parts),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every byte of a file, once: the rows sum to `bytes`."""
+
+    rows: tuple[Row, ...]
+    bytes: int
+    baseline: Baseline | None = None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, over all rows."""
+        return {part: sum(row.parts.get(part, 0) for row in self.rows) for part in PARTS}
+
+    def with_baseline(self, baseline: Baseline) -> Ledger:
+        return replace(self, baseline=baseline)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "bytes": self.bytes,
+            "parts": self.parts,
+            "rows": [row.to_json() for row in self.rows],
+            "gzip": None if self.baseline is None else self.baseline.to_json(),
+        }
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=150, no_color=True, highlight=False, legacy_windows=False)
+        console.print(self.table(), markup=False)
+        console.print(Text(self.summary()), markup=False)
+        assert isinstance(console.file, io.StringIO)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+    def table(self) -> Table:
+        """A row per tensor, a column for every part that there is, and the sums."""
+        sums = {part: size for part, size in self.parts.items() if size}
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
+        table.add_column("tensor", footer=Text("all"), overflow="fold")
+        table.add_column("form", overflow="fold")
+        for name in ("kept", *sums, "bytes"):
+            total = self.bytes if name == "bytes" else sums.get(name)
+            table.add_column(name, justify="right", footer=Text("" if total is None else f"{total:,}"))
+        for row in self.rows:
+            share = f"{row.kept / row.entries:.1%}" if row.entries else ""
+            cells = [f"{row.parts[part]:,}" if row.parts.get(part) else "" for part in sums]
+            table.add_row(*map(Text, (row.name, row.form, share, *cells, f"{row.bytes:,}")))
+        return table
+
+    def summary(self) -> str:
+        """The size, beside what gzip makes of the same weights."""
+        if self.baseline is None:
+            return f"{self.bytes:,} bytes."
+        base = self.baseline
+        return (
+            f"{self.bytes:,} bytes, {base.raw / self.bytes:.2f} times smaller than {base.raw:,} bytes of float32. "
+            f"With gzip alone {base.gzip_original:,} -> {base.gzip_packed:,} bytes: rate {base.rate:.2%}, "
+            f"factor {base.factor:.4f}."
+        )
+
+
+def ledger(packed: Packed) -> Ledger:
+    """What every byte of an open file is for, from its header alone."""
+    norms = _norms(packed)
+    rows = [
+        _row(record, layout, _role(record, norms))
+        for record, layout in zip(packed.records, packed.layouts, strict=True)
+    ]
+    texts = [
+        Row(f"({text.name})", "text", 0, 0, {"header": text.header - CHECK, "checksums": CHECK, "texts": text.stored})
+        for text in packed.texts
+    ]
+    inside = sum(record.header for record in packed.records) + sum(text.header for text in packed.texts)
+    whole = Row(FILE, "", 0, 0, {"header": packed.header - CHECK - inside, "checksums": CHECK})
+    return Ledger((whole, *texts, *rows), packed.end)
+
+
+def _row(record: Record, layout: Layout, role: str) -> Row:
+    fields = len(record.streams) - (record.content != RAW)
+    parts: Counter[str] = Counter(header=record.header - CHECK, checksums=CHECK, padding=layout.padding)
+    for place, stream in enumerate(record.streams):
+        parts["tables"] += stream.table
+        parts["indices" if place < fields else role] += stream.payload
+    parts["codebooks"] += 4 * record.floats
+    parts[role] += record.raw_bytes
+    content = ("raw", "shared", "scaled")[record.content]
+    index = "dense" if record.encoding is None else record.encoding.name
+    return Row(record.names[0], f"{content} {index}", record.size, record.count, {k: v for k, v in parts.items() if v})
+
+
+def _norms(packed: Packed) -> frozenset[str]:
+    """Modules that are norms, as their tensors show: running statistics, or a weight that is a vector."""
+    return frozenset(
+        name.rpartition(".")[0]
+        for record in packed.records
+        for name in record.names
+        if name.endswith("running_mean") or (name.endswith("weight") and len(record.shape) == 1)
+    )
+
+
+def _role(record: Record, norms: frozenset[str]) -> str:
+    owner, _, last = record.names[0].rpartition(".")
+    if owner in norms:
+        return "norms"
+    return "biases" if "bias" in last else "codes"
+
+
+__all__ = ["FILE", "PARTS", "Ledger", "Row", "ledger"]
