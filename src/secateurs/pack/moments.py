@@ -23,7 +23,7 @@ def input_moments(
     data: Iterable[Any],
     *,
     batches: int | None = None,
-    samples_per_image: int | None = 64,
+    samples_per_image: int | None = 32,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """`{weight name: mean of x x^T, [groups, n, n], float64}` of every linear layer and convolution, in eval mode.
