@@ -4,10 +4,12 @@ from secateurs.sparsity import patterns
 from secateurs.sparsity.importance import IMPORTANCES, GroupedWeight
 from secateurs.sparsity.masks import density, masks
 from secateurs.sparsity.pattern import PATTERNS, Grouping, Pattern, parse_pattern
+from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
+from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import layer_weights
 
 __all__ = [
-    "IMPORTANCES", "PATTERNS", "GroupedWeight", "Grouping", "Pattern", "Threshold", "density", "layer_weights", "masks",
-    "parse_pattern", "patterns",
+    "IMPORTANCES", "PATTERNS", "Constant", "Gradual", "GroupedWeight", "Grouping", "Iterative", "OneShot", "Pattern",
+    "Schedule", "Sparsifier", "Threshold", "density", "layer_weights", "masks", "parse_pattern", "patterns", "sparsify",
 ]  # fmt: skip

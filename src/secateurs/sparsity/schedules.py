@@ -1,0 +1,129 @@
+"""When masks change and how sparse they are then: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from secateurs.base.errors import InputError, explain
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps count from 0, the state before training; step t is after t optimizer steps."""
+
+    def due(self, step: int) -> bool:
+        """Are the masks computed anew at this step?"""
+        raise NotImplementedError
+
+    def at(self, step: int, final: float) -> float:
+        """The sparsity that holds at this step, of a layer that is to reach `final`."""
+        raise NotImplementedError
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            whole = item.name in ("begin", "end", "every", "rounds") and not (item.name == "end" and value is None)
+            least = 1 if item.name in ("every", "rounds") else 0
+            if (
+                isinstance(value, bool)
+                or (whole and not isinstance(value, int))
+                or (value is not None and value < least)
+            ):
+                raise _unusable(self, f"give {item.name} as {'an integer' if whole else 'a number'} >= {least}")
+
+
+@dataclass(frozen=True)
+class OneShot(Schedule):
+    """All at once, at step `begin`."""
+
+    begin: int = 0
+
+    def due(self, step: int) -> bool:
+        """At `begin` only."""
+        return step == self.begin
+
+    def at(self, step: int, final: float) -> float:
+        """`final` from `begin` on."""
+        return final if step >= self.begin else 0.0
+
+
+@dataclass(frozen=True)
+class Iterative(Schedule):
+    """`rounds` rounds, `every` steps apart from `begin` on: `1 - (1 - final)^(r / rounds)` after round r.
+
+    Every round leaves the same fraction of what was left. Han et al. 2015.
+    """
+
+    every: int
+    rounds: int = 5
+    begin: int = 0
+
+    def due(self, step: int) -> bool:
+        """At the first step of every round."""
+        return step >= self.begin and (step - self.begin) % self.every == 0 and self._round(step) <= self.rounds
+
+    def at(self, step: int, final: float) -> float:
+        """The sparsity of the round that the step is in."""
+        if step < self.begin:
+            return 0.0
+        done = min(self._round(step), self.rounds)
+        return final if done == self.rounds else 1 - (1 - final) ** (done / self.rounds)
+
+    def _round(self, step: int) -> int:
+        return (step - self.begin) // self.every + 1
+
+
+@dataclass(frozen=True)
+class Gradual(Schedule):
+    """`final + (initial - final) * (1 - p)^power`, p from 0 at step `begin` to 1 at `end`, every `every` steps.
+
+    Power 3 is the cubic of Zhu & Gupta, To Prune or Not to Prune, 2017; power 1 is linear.
+    """
+
+    begin: int
+    end: int
+    every: int = 100
+    initial: float = 0.0
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end <= self.begin or self.initial >= 1 or self.power <= 0:
+            raise _unusable(self, "give an end after the beginning, initial below 1 and a positive power")
+
+    def due(self, step: int) -> bool:
+        """At `begin`, every `every` steps from there, and at `end`."""
+        return self.begin <= step <= self.end and ((step - self.begin) % self.every == 0 or step == self.end)
+
+    def at(self, step: int, final: float) -> float:
+        """The curve at this step; what a layer is to reach is never exceeded."""
+        if step < self.begin:
+            return 0.0
+        progress = min(1.0, (step - self.begin) / (self.end - self.begin))
+        left: float = (1 - progress) ** self.power
+        return final + (min(self.initial, final) - final) * left
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The final sparsity from `begin` on, computed anew every `every` steps until `end` (None: for ever)."""
+
+    begin: int = 0
+    end: int | None = None
+    every: int = 1
+
+    def due(self, step: int) -> bool:
+        """Every `every` steps from `begin` to `end`."""
+        inside = step >= self.begin and (self.end is None or step <= self.end)
+        return inside and (step - self.begin) % self.every == 0
+
+    def at(self, step: int, final: float) -> float:
+        """`final` from `begin` on."""
+        return final if step >= self.begin else 0.0
+
+
+def _unusable(schedule: Schedule, next_step: str) -> InputError:
+    return InputError(explain(f"{schedule} cannot be used", next_step=next_step))
+
+
+__all__ = ["Constant", "Gradual", "Iterative", "OneShot", "Schedule"]

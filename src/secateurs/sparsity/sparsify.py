@@ -1,0 +1,214 @@
+"""`sparsify`: zeros in a model that is trained by any loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from secateurs.base.errors import InputError, explain
+from secateurs.base.seeds import check_seed
+from secateurs.sparsity.hold import MODES, Hold
+from secateurs.sparsity.importance import Importance
+from secateurs.sparsity.masks import density
+from secateurs.sparsity.pattern import Pattern
+from secateurs.sparsity.schedules import OneShot, Schedule
+from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
+from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.updates import ByImportance, Moment, Update
+from secateurs.sparsity.weights import layer_weights
+
+
+class Sparsifier:
+    """The masks of a model while it is trained. Made by `sparsify`; detaching, or leaving the `with`, ends it.
+
+    `masks` are bool by parameter name, True = kept. `step()` after every optimizer step lets the schedule work; without
+    a schedule it need not be called. `state_dict()` holds tensors only; with the model's and the optimizer's it is all
+    that a run needs to go on to the same bits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Masks,
+        *,
+        mode: str = "hard",
+        spec: Spec | None = None,
+        targets: Mapping[str, Target] | None = None,
+        schedule: Schedule | None = None,
+        update: Update | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.mode, self.spec = model, mode, spec
+        self.schedule, self.rule = schedule or OneShot(), update or ByImportance()
+        self.steps = 0
+        self._targets = dict(targets or {})
+        self._generator = torch.Generator().manual_seed(check_seed(seed))
+        self._hold: Hold | None = Hold(model, masks, mode)
+        self._left: Masks = {}
+        if spec is not None and self.schedule.due(0):
+            self.update()
+        self._prepare()
+
+    @property
+    def masks(self) -> Masks:
+        """Bool by parameter name, True = kept."""
+        return self._left if self._hold is None else self._hold.masks
+
+    @property
+    def sparsity(self) -> float:
+        """The share of masked weights that is zero, over all masks together."""
+        return 1 - density(self.masks)
+
+    @property
+    def dense(self) -> dict[str, Tensor]:
+        """The weights behind the masks: all of W in mode `"dense-update"`."""
+        return self._attached().dense
+
+    def step(self) -> bool:
+        """One more optimizer step was made. True if the masks changed, or were computed anew."""
+        self._attached()
+        self.steps += 1
+        due = self.spec is not None and self.schedule.due(self.steps)
+        if due:
+            self.update()
+        self._prepare()
+        return due
+
+    def update(self) -> None:
+        """Compute the masks anew now, as sparse as the schedule has it at this step. Raises `InputError`."""
+        hold = self._attached()
+        if self.spec is None:
+            raise InputError(explain("These masks were given, so they cannot be computed anew"))
+        weights = layer_weights(self.model, only=list(self._targets) or None)
+        now = {
+            name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
+            for name, target in self._targets.items()
+        }
+        moment = Moment(
+            self.steps, with_tensors(weights, hold.dense), hold.masks, self.spec, now, hold.gradients, self.mode,
+            self._generator,
+        )  # fmt: skip
+        hold.put(self.rule(moment))
+
+    def apply(self) -> None:
+        """Put the zeros in place now, after writing to the parameters by other means than an optimizer."""
+        self._attached().zero()
+
+    def attach(self) -> Sparsifier:
+        """Hold the zeros again after `detach`."""
+        if self._hold is None:
+            self._hold, self._left = Hold(self.model, self._left, self.mode), {}
+            self._prepare()
+        return self
+
+    def detach(self) -> nn.Module:
+        """The model, free of all hooks, with exact zeros where the masks are. In place: it is the caller's own."""
+        if self._hold is not None:
+            self._left = self._hold.masks
+            self._hold.release()
+            self._hold = None
+        return self.model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Masks, dense weights, the step and the state of chance, as tensors by name."""
+        hold = self._attached()
+        state = {f"mask.{name}": mask for name, mask in hold.masks.items()}
+        if self.mode == "dense-update":
+            state |= {f"dense.{name}": tensor.clone() for name, tensor in hold.dense.items()}
+        return state | {"steps": torch.tensor(self.steps), "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict()`. Load the model's own weights before. Raises `InputError` if it does not fit."""
+        hold = self._attached()
+        masks = {key.removeprefix("mask."): item for key, item in state.items() if key.startswith("mask.")}
+        dense = {key.removeprefix("dense."): item for key, item in state.items() if key.startswith("dense.")}
+        wanted = set(hold.masks)
+        if set(masks) != wanted or set(dense) != (wanted if self.mode == "dense-update" else set()):
+            raise InputError(
+                explain(
+                    "The state belongs to another sparsifier",
+                    evidence=f"masks: {len(masks)} in the state, {len(wanted)} here; dense weights: {len(dense)}",
+                    next_step="build it with the arguments of before",
+                )
+            )
+        hold.restore(dense)
+        hold.put(masks)
+        self.steps = int(state["steps"])
+        self._generator.set_state(state["generator"].cpu())
+        self._prepare()
+
+    def __enter__(self) -> Sparsifier:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _prepare(self) -> None:
+        """See to it that the next update finds what it needs."""
+        wanted = self.rule.needs_gradients and self.spec is not None and self.schedule.due(self.steps + 1)
+        if self._hold is not None and wanted != self._hold.watching:
+            self._hold.watch(wanted)
+
+    def _attached(self) -> Hold:
+        if self._hold is None:
+            raise InputError(explain("The sparsifier is detached", next_step="call attach() first"))
+        return self._hold
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: Target | Mapping[str, Target] | Masks | None = None,
+    *,
+    mode: str = "hard",
+    schedule: Schedule | None = None,
+    update: Update | None = None,
+    pattern: str | Pattern = "weight",
+    importance: str | Importance | None = None,
+    scope: str = "layer",
+    distribution: str = "uniform",
+    exclude: Iterable[str | type] = (),
+    only: Iterable[str | type] | None = None,
+    seed: int = 0,
+) -> Sparsifier:
+    """Put zeros into `model` itself, and hold them while it is trained by whatever loop.
+
+        with sec.sparsify(model, 0.9):
+            train(model)
+
+    `sparsity` is what `masks` takes, with the other arguments of the same names; or masks themselves. The zeros are in
+    place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are.
+
+    `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
+    `torch.optim`. `mode="dense-update"`: the model computes with `W * mask` and the gradient changes all of W, so that
+    weights come back when the masks are computed anew. See `Hold` for both.
+
+    `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
+    `Gradual`, `Constant`; call `step()` of the result after every optimizer step. `update` is how: by importance, or
+    another `Update`.
+
+    Raises `InputError` for arguments that contradict each other or a model that is held already, `UnknownNameError`.
+    """
+    if mode not in MODES:
+        raise InputError(explain(f"mode={mode!r} cannot be used", next_step=f"give one of {', '.join(MODES)}"))
+    if isinstance(sparsity, Mapping) and any(isinstance(item, Tensor) for item in sparsity.values()):
+        given: Masks = {name: item for name, item in sparsity.items() if isinstance(item, Tensor)}
+        if schedule is not None or update is not None or len(given) < len(sparsity):
+            raise InputError(
+                explain("Masks are given, so nothing is left to compute", next_step="leave out schedule and update")
+            )
+        return Sparsifier(model, given, mode=mode, seed=seed)
+    spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
+    weights = layer_weights(model, exclude=exclude, only=only)
+    targets = spec.targets(weights)
+    ones = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets}
+    return Sparsifier(
+        model, ones, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
+    )  # fmt: skip
+
+
+__all__ = ["Sparsifier", "sparsify"]

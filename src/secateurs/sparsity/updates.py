@@ -1,0 +1,58 @@
+"""How masks change when a schedule says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateurs.sparsity.spec import Masks, Spec, Target, masks_of
+from secateurs.sparsity.weights import LayerWeight
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an update may look at: the weights behind the masks, the masks, what is to be reached now, and chance.
+
+    `gradients` are those of all of W if the update `needs_gradients`, else what is in `.grad`.
+    """
+
+    step: int
+    weights: Mapping[str, LayerWeight]
+    masks: Masks
+    spec: Spec
+    targets: Mapping[str, Target]
+    gradients: Mapping[str, Tensor]
+    mode: str
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Update:
+    """Masks from masks. `needs_gradients`: also those of masked weights. `memory` is what it has to remember."""
+
+    needs_gradients: ClassVar[bool] = False
+
+    def __call__(self, moment: Moment) -> Masks:
+        """The new masks."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ByImportance(Update):
+    """The most important groups stay. In mode `"hard"` what is zero stays zero."""
+
+    def __call__(self, moment: Moment) -> Masks:
+        return masks_of(
+            moment.weights,
+            moment.spec,
+            targets=moment.targets,
+            gradients=moment.gradients,
+            within=moment.masks if moment.mode == "hard" else None,
+        )
+
+
+__all__ = ["ByImportance", "Moment", "Update"]
