@@ -139,7 +139,7 @@ def apply(
         return slice_tensor(tensor, cutting, value_of[name]) if name in value_of else tensor
 
     if form != "graph":
-        native = sliced_copy(model, slicer)
+        native = _fresh(sliced_copy(model, slicer), model)
         why, found = _make_native(native, graph, small, args, keywords)
         if found is not None:
             return Made(native, "native", "", groups, alive, small, found)
@@ -152,6 +152,17 @@ def apply(
     for name, parameter in model.named_parameters():
         module.get_parameter(name).requires_grad_(parameter.requires_grad)
     return Made(module, "graph", why, groups, alive, small)
+
+
+def _fresh(native: nn.Module, model: nn.Module) -> nn.Module:
+    """The copy without what its class has kept from earlier runs, in the modes of `model`.
+
+    Classes that keep results of their parameters in eval mode drop them in `train()`, which `eval()` calls.
+    """
+    native.eval()
+    for part, original in zip(native.modules(), model.modules(), strict=True):
+        part.training = original.training
+    return native
 
 
 def _graph_form(graph: Graph, tensors: Mapping[str, Tensor], why: str) -> GraphModule:
@@ -297,12 +308,15 @@ def _loses(name: str, made: Made) -> bool:
 def _check_as_it_runs(
     model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], exact: list[Tensor], what: str
 ) -> None:
-    """The module called as a caller calls it gives the graph's numbers, up to its own precision."""
-    twin = share_tensors(model).eval()
+    """The module called as a caller calls it gives the graph's numbers, up to its own precision.
+
+    Only mode flags are set: what a class keeps from earlier runs is kept, and shows if it no longer fits.
+    """
+    twin = share_tensors(model)
     buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
     given_args, given_keywords = pytree.tree_map_only(Tensor, lambda t: t.clone(), (args, keywords))
     try:
-        with eval_mode(model):  # a patched `forward` of the twin may call the original's submodules
+        with eval_mode(twin), eval_mode(model):  # a patched `forward` of the twin may call the original's submodules
             result = plain_output(twin(*given_args, **given_keywords))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ProofError(explain(f"{what}: it does not run", evidence=f"{type(error).__name__}: {error}")) from error
