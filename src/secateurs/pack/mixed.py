@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.allocate import Allocation, Candidate, allocate
 from secateurs.pack.chosen import numbers, of_names, weighed, weights, with_coded
-from secateurs.pack.coded import Coded, Raw, Scaled
+from secateurs.pack.coded import Coded
+from secateurs.pack.encode import encode
 
 Make = Callable[[str, Tensor, int], Coded]
 """`(parameter name, weights, bits) -> Coded`, such as `lambda name, tensor, bits: share(tensor, bits)`."""
@@ -38,14 +38,14 @@ def mixed_bits(
 ) -> Mixed:
     """Every weight matrix and kernel coded by `make` in each number of bits, and the choice of least total error.
 
-    `budget` is in bytes, as `size` counts them (default: `code_bytes`). `error` defaults to `weight_error(model)`;
+    `budget` is in bytes, as `size` counts them (default: `file_bytes`). `error` defaults to `weight_error(model)`;
     `weight_error(model, importance)` weighs by curvature, `loss_change(model, loss)` measures. Raises `InputError`
     without weights or bits, and `BudgetError` when the budget is below the least that can be reached.
     """
     named = weights(model)
     if not named or not bits:
         raise InputError(explain("There is nothing to choose from", evidence=f"{len(named)} weights, bits {bits}"))
-    judge, measure = error or weight_error(model), size or code_bytes
+    judge, measure = error or weight_error(model), size or file_bytes
     coded = {name: {number: make(name, tensor, number) for number in bits} for name, tensor in named.items()}
     listed = {
         name: [Candidate(number, judge(name, item), measure(item)) for number, item in each.items()]
@@ -79,16 +79,9 @@ def loss_change(model: nn.Module, loss: Callable[[nn.Module], float]) -> Error:
     return error
 
 
-def code_bytes(coded: Coded) -> int:
-    """Codes of fixed width, the float32 codebook or scales, and a bit per entry for a tensor with zeros."""
-    content = coded.content
-    mask = 0 if coded.kept is None else -(-prod(coded.shape) // 8)
-    if isinstance(content, Raw):
-        return content.values.nbytes + mask
-    if isinstance(content, Scaled):
-        return -(-coded.count * content.bits // 8) + 4 * len(content.scale) + mask
-    width = (len(content.codebook) - 1).bit_length() if len(content.codebook) else 0
-    return -(-coded.count * width // 8) + 4 * len(content.codebook) + mask
+def file_bytes(coded: Coded) -> int:
+    """What the tensor takes in a packed file: index, codes, codebook or scales; without its name and checksum."""
+    return encode(coded).bytes
 
 
-__all__ = ["Mixed", "code_bytes", "loss_change", "mixed_bits", "weight_error"]
+__all__ = ["Mixed", "file_bytes", "loss_change", "mixed_bits", "weight_error"]
