@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from secateurs.base.errors import ArtifactError, InputError, explain
@@ -66,18 +67,22 @@ def to_bytes(
     bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
     encoded = [encode(tensor) for tensor in tensors.values()]
     records = [replace(item.record, names=(name, *aliases[name])) for name, item in zip(tensors, encoded, strict=True)]
-    header_bytes = len(_header([item[0] for item in bodies], records))
-    at = PREFIX + header_bytes + CHECK + sum(text.stored for text, _ in bodies)
+    at = (
+        PREFIX
+        + len(header_bytes([item[0] for item in bodies], records))
+        + CHECK
+        + sum(text.stored for text, _ in bodies)
+    )
     chunks: list[bytes | memoryview] = []
     for place, (record, item) in enumerate(zip(records, encoded, strict=True)):
         layout = record.layout(at)
         mine = (item.coded, bytes(layout.padding), item.raw)
-        records[place] = replace(record, crc=_crc(*mine))
+        records[place] = replace(record, crc=crc32(*mine))
         chunks += mine
         at = layout.end
-    header = _header([item[0] for item in bodies], records)
+    header = header_bytes([item[0] for item in bodies], records)
     prefix = MAGIC + VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
-    check = _crc(prefix, header).to_bytes(CHECK, "little")
+    check = crc32(prefix, header).to_bytes(CHECK, "little")
     return b"".join([prefix, header, check, *(data for _, data in bodies), *chunks])
 
 
@@ -131,7 +136,7 @@ class Packed(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         place = self._places[name]
         if place not in self._decoded:
-            self._decoded[place] = self._coded(place).decode()
+            self._decoded[place] = _values(self._coded(place))
         return self._decoded[place]
 
     def __iter__(self) -> Iterator[str]:
@@ -183,24 +188,32 @@ class Packed(Mapping[str, NDArray[Any]]):
             self.text(text.name)
         assert isinstance(self.metadata, dict)
         for place in range(len(self.records)):
-            self._coded(place).decode()
+            _values(self._coded(place))
 
     def _coded(self, place: int) -> Coded:
         record, layout = self.records[place], self.layouts[place]
-        found = _crc(self.data[layout.start : layout.end])
+        found = crc32(self.data[layout.start : layout.end])
         if found != record.crc:
             raise refused(f"the checksum of `{record.names[0]}` is {found:08x}, {record.crc:08x} was written")
         return decode(self.data, record, layout)
 
 
-def _crc(*parts: bytes | memoryview) -> int:
+def _values(tensor: Coded) -> NDArray[Any]:
+    """The tensor; scales out of proportion give infinities, silently, as they do wherever it was made."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tensor.decode()
+
+
+def crc32(*parts: bytes | memoryview) -> int:
+    """The checksum over all parts, one after the other."""
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)
     return value
 
 
-def _header(texts: Sequence[Text], records: Sequence[Record]) -> bytes:
+def header_bytes(texts: Sequence[Text], records: Sequence[Record]) -> bytes:
+    """The header that lists these; its length does not depend on their checksums."""
     parts = [varint(len(texts))]
     for text in texts:
         name = text.name.encode()
@@ -218,11 +231,11 @@ def _body(name: str, text: str) -> tuple[Text, bytes]:
     plain = text.encode()
     deflated = zlib.compress(plain, 9)
     data = deflated if len(deflated) < len(plain) else plain
-    return Text(name, len(data), len(plain), _crc(data)), data
+    return Text(name, len(data), len(plain), crc32(data)), data
 
 
 def _inflated(data: memoryview, text: Text) -> str:
-    if _crc(data) != text.crc:
+    if crc32(data) != text.crc:
         raise refused(f"the checksum of the {text.name} is not the one that was written")
     plain = bytes(data)
     if text.stored < text.plain:
@@ -292,8 +305,8 @@ def _read(data: memoryview, limit: int) -> Packed:
         raise refused(f"it has {len(data):,} bytes, {whole:,} were written, {length:,} of them as header")
     body = PREFIX + length
     stored = int.from_bytes(data[body : body + CHECK], "little")
-    if _crc(data[:body]) != stored:
-        raise refused(f"the checksum of its header is {_crc(data[:body]):08x}, {stored:08x} was written")
+    if crc32(data[:body]) != stored:
+        raise refused(f"the checksum of its header is {crc32(data[:body]):08x}, {stored:08x} was written")
     texts, records = _read_header(bytes(data[PREFIX:body]), limit)
     packed = Packed(data, texts, records, body + CHECK)
     if packed.end != len(data):
@@ -334,4 +347,7 @@ def _located(error: ArtifactError, where: str) -> ArtifactError:
     return ArtifactError(explain(str(error), where=where)) if where else error
 
 
-__all__ = ["GRAPH", "METADATA", "VERSION", "Packed", "Text", "read", "to_bytes", "write"]
+__all__ = [
+    "CHECK", "GRAPH", "MAGIC", "METADATA", "PREFIX", "VERSION", "Packed", "Text", "crc32", "header_bytes", "read",
+    "to_bytes", "write",
+]  # fmt: skip

@@ -1,0 +1,84 @@
+"""Packed files that were tampered with: `python -m benchmarks.hostile --count 1000000 --seed 0`.
+
+Every file of `secateurs.testing.hostile` is read to the end. It must be refused, or hold what was written (or, where
+the checksums were made to fit, what was forged); nothing may crash, hang or take memory that it did not declare. Writes
+`benchmarks/results/hostile.json` (outcomes by kind of damage, failures by number, slowest file, peak memory,
+environment) and exits 1 if anything failed. A run that is stopped and started again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateurs.base.files import write_text
+from secateurs.device.environment import Environment
+from secateurs.testing.hostile import mutant, outcome
+
+RESULT = Path(__file__).parent / "results" / "hostile.json"
+STEP = 10_000
+"""Files between two notes of how far the run is."""
+
+
+def start(path: Path, seed: int) -> dict[str, Any]:
+    """The tally of an unfinished run with this seed, or an empty one."""
+    empty: dict[str, Any] = {
+        "seed": seed, "files": 0, "failures": [], "outcomes": {}, "seconds": 0.0, "slowest_ms": 0.0, "peak_mib": 0,
+    }  # fmt: skip
+    if not path.exists():
+        return empty
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found["seed"] == seed else empty
+
+
+def run(tally: dict[str, Any], count: int) -> None:
+    """Reads the next `count` files and adds what came of them."""
+    outcomes = Counter(tally["outcomes"])
+    begin = time.process_time()
+    for number in range(tally["files"], tally["files"] + count):
+        subject = mutant(tally["seed"] * 1_000_000_007 + number)
+        clock = time.perf_counter()
+        result = outcome(subject)
+        tally["slowest_ms"] = max(tally["slowest_ms"], round(1000 * (time.perf_counter() - clock), 1))
+        if result.startswith("wrong"):
+            tally["failures"].append({"number": number, "how": subject.how, "result": result})
+            result = "wrong"
+        outcomes[f"{subject.how}, {'signed again' if subject.signed else 'as it is'}: {result}"] += 1
+    tally["outcomes"] = dict(sorted(outcomes.items()))
+    tally["files"] += count
+    tally["seconds"] = round(tally["seconds"] + time.process_time() - begin, 1)
+    tally["peak_mib"] = max(tally["peak_mib"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000, help="files to read in total")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    options = parser.parse_args()
+    part = options.out.with_suffix(".running.json")
+    tally = start(part, options.seed)
+    while tally["files"] < options.count:
+        run(tally, min(STEP, options.count - tally["files"]))
+        write_text(part, json.dumps(tally, indent=1) + "\n")
+        rate = tally["files"] / max(tally["seconds"], 1e-9)
+        print(f"{tally['files']:,} files, {len(tally['failures'])} failures, {rate:,.0f} a second", flush=True)
+    runtime = f"numpy {np.__version__}, constriction {version('constriction')}"
+    tally["environment"] = asdict(Environment.now(runtime))
+    write_text(options.out, json.dumps(tally, indent=1) + "\n")
+    part.unlink(missing_ok=True)
+    return 1 if tally["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
