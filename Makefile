@@ -9,7 +9,7 @@ SHELL := bash
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -q $(if $(DATA),--data $(DATA))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -q $(if $(DATA),--data=$(DATA))
 
 .DEFAULT_GOAL := help
 .PHONY: help install zoo demo test check format slow bench docs clean
