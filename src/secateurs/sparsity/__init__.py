@@ -1,6 +1,7 @@
 """Zeros that stay in place: patterns, from single weights to filters; masks; schedules."""
 
 from secateurs.sparsity import patterns
+from secateurs.sparsity.callbacks import hugging_face_callback, lightning_callback
 from secateurs.sparsity.importance import IMPORTANCES, GroupedWeight
 from secateurs.sparsity.masks import density, masks
 from secateurs.sparsity.pattern import PATTERNS, Grouping, Pattern, parse_pattern
@@ -11,5 +12,6 @@ from secateurs.sparsity.weights import layer_weights
 
 __all__ = [
     "IMPORTANCES", "PATTERNS", "Constant", "Gradual", "GroupedWeight", "Grouping", "Iterative", "OneShot", "Pattern",
-    "Schedule", "Sparsifier", "Threshold", "density", "layer_weights", "masks", "parse_pattern", "patterns", "sparsify",
+    "Schedule", "Sparsifier", "Threshold", "density", "hugging_face_callback", "layer_weights", "lightning_callback",
+    "masks", "parse_pattern", "patterns", "sparsify",
 ]  # fmt: skip
