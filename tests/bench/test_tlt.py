@@ -71,3 +71,11 @@ def test_says_where_the_data_is_missing(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tlt", "--data", str(tmp_path)])
     assert tlt.main() == 2
     assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_a_cell_is_repeated_only_for_settings_that_it_uses():
+    longer = {**tlt.SETTINGS, "finish": {"epochs": 99}}
+    assert tlt.used("loop-0", longer) != tlt.used("loop-0", tlt.SETTINGS)
+    assert tlt.used("keep_any-0", longer) == tlt.used("keep_any-0", tlt.SETTINGS)
+    other = {**tlt.SETTINGS, "granularity": 8}
+    assert tlt.used("keep_any-0", other) != tlt.used("keep_any-0", tlt.SETTINGS)
