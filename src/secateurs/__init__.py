@@ -33,8 +33,10 @@ from secateurs.report.criteria import CriteriaComparison, compare_criteria
 from secateurs.report.result import Result
 from secateurs.score import score
 from secateurs.sparsity.masks import masks
+from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
+from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
@@ -50,11 +52,12 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
-    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Gradual", "Graph", "Groups",
-    "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot", "Penalty", "Plan", "PlanError",
-    "ProofError", "RecipeError", "Result", "SecateursError", "Soft", "SoftPruning", "Sparsifier", "Threshold",
-    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures",
-    "finetune", "hand_over", "list", "load", "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct",
-    "save", "score", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
+    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
+    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
+    "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__",
+    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
+    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks", "measure", "pack",
+    "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify", "steps",
+    "train_prune_loop", "unpack",
 ]  # fmt: skip

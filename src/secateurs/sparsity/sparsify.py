@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
@@ -42,7 +43,7 @@ class Sparsifier:
         seed: int = 0,
     ) -> None:
         self.model, self.mode, self.spec = model, mode, spec
-        self.schedule, self.rule = schedule or OneShot(), update or ByImportance()
+        self.schedule, self.rule = schedule or OneShot(), copy.deepcopy(update) or ByImportance()
         self.steps = 0
         self._targets = dict(targets or {})
         self._generator = torch.Generator().manual_seed(check_seed(seed))
@@ -118,6 +119,7 @@ class Sparsifier:
         state = {f"mask.{name}": mask for name, mask in hold.masks.items()}
         if self.mode == "dense-update":
             state |= {f"dense.{name}": tensor.clone() for name, tensor in hold.dense.items()}
+        state |= {f"update.{name}": tensor for name, tensor in self.rule.memory().items()}
         return state | {"steps": torch.tensor(self.steps), "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -137,6 +139,9 @@ class Sparsifier:
         hold.restore(dense)
         hold.put(masks)
         self.steps = int(state["steps"])
+        self.rule.recall(
+            {key.removeprefix("update."): item for key, item in state.items() if key.startswith("update.")}
+        )
         self._generator.set_state(state["generator"].cpu())
         self._prepare()
 
@@ -202,6 +207,8 @@ def sparsify(
                 explain("Masks are given, so nothing is left to compute", next_step="leave out schedule and update")
             )
         return Sparsifier(model, given, mode=mode, seed=seed)
+    if update is not None and update.decides and sparsity is None:
+        sparsity = 0.0
     spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
     weights = layer_weights(model, exclude=exclude, only=only)
     targets = spec.targets(weights)

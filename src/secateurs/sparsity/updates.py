@@ -32,13 +32,21 @@ class Moment:
 
 @dataclass(frozen=True)
 class Update:
-    """Masks from masks. `needs_gradients`: also those of masked weights. `memory` is what it has to remember."""
+    """Masks from masks. `needs_gradients`: also those of masked weights. `decides`: itself how much goes."""
 
     needs_gradients: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
 
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""
         raise NotImplementedError
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it has to remember, as tensors by name."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """Go on from `memory()`."""
 
 
 @dataclass(frozen=True)

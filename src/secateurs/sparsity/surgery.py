@@ -1,0 +1,76 @@
+"""Dynamic network surgery: masks with hysteresis, changed ever more rarely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateurs.base.errors import InputError, explain
+from secateurs.sparsity.spec import Masks
+from secateurs.sparsity.updates import Moment, Update
+
+
+@dataclass(frozen=True)
+class Surgery(Update):
+    """A kept weight goes when `|w| <= below * t`, a masked one comes back when `|w| > above * t`; else nothing changes.
+
+    `t = max(mean |w| + c * std |w|, 0)` of a layer's non-zero weights (biases do not count) at the first update, then
+    fixed; `c` is one number or one per parameter name; a larger one prunes more. An update that is due happens with
+    probability `(1 + gamma * step)^-power`, for all layers or none. Meant for single weights and mode `"dense-update"`,
+    with `Constant(end=...)` as the schedule; no `sparsity` is given. Guo, Yao, Chen, Dynamic Network Surgery, 2016.
+
+    Raises `InputError` for numbers that make no sense.
+    """
+
+    decides: ClassVar[bool] = True
+    c: float | Mapping[str, float] = 1.0
+    below: float = 0.9
+    above: float = 1.1
+    gamma: float = 1e-4
+    power: float = 1.0
+    thresholds: dict[str, float] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.below <= self.above or self.gamma < 0 or self.power < 0:
+            raise InputError(
+                explain(f"{self} cannot be used", next_step="give 0 <= below <= above, and gamma and power >= 0")
+            )
+
+    def __call__(self, moment: Moment) -> Masks:
+        """The new masks."""
+        sizes = {name: weight.tensor.detach().abs() for name, weight in moment.weights.items() if name in moment.masks}
+        for name, size in sizes.items():
+            self.thresholds.setdefault(name, self._threshold(name, size[moment.masks[name] & (size > 0)]))
+        chance = float(torch.rand((), generator=moment.generator, dtype=torch.float64))
+        if chance >= (1 + self.gamma * moment.step) ** -self.power:
+            return dict(moment.masks)
+        return {name: self._changed(moment.masks[name], size, self.thresholds[name]) for name, size in sizes.items()}
+
+    def memory(self) -> dict[str, Tensor]:
+        """The thresholds."""
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.thresholds.items()}
+
+    def recall(self, memory: Mapping[str, Tensor]) -> None:
+        """The thresholds of before."""
+        self.thresholds.clear()
+        self.thresholds.update({name: float(value) for name, value in memory.items()})
+
+    def _changed(self, mask: Tensor, size: Tensor, threshold: float) -> Tensor:
+        size = size.double()
+        return (mask & (size > self.below * threshold)) | (~mask & (size > self.above * threshold))
+
+    def _threshold(self, name: str, sizes: Tensor) -> float:
+        if not sizes.numel():
+            return 0.0
+        c = self.c.get(name, 1.0) if isinstance(self.c, Mapping) else self.c
+        sizes = sizes.double()
+        found = float(sizes.mean()) + c * float(sizes.std(correction=0))
+        return max(found, 0.0) if math.isfinite(found) else 0.0
+
+
+__all__ = ["Surgery"]

@@ -1,0 +1,135 @@
+"""Surgery and regrowth: hysteresis, chance that decays, counts that stay; by hand and by a second way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import secateurs as sec
+from secateurs.sparsity import GradientRegrowth, RandomRegrowth, Surgery
+
+
+def layer(values: list[float]) -> nn.Linear:
+    made = nn.Linear(len(values), 1, bias=False)
+    made.weight.data = torch.tensor([values])
+    return made
+
+
+def write(held: sec.Sparsifier, values: list[float]) -> list[int]:
+    """The masks after the dense weights became these, by an optimizer step."""
+    model = held.model
+    model.weight.grad = held.dense["weight"] - torch.tensor([values])  # type: ignore[operator]
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    torch.testing.assert_close(held.dense["weight"], torch.tensor([values]))
+    held.step()
+    found: list[list[int]] = held.masks["weight"].int().tolist()
+    return found[0]
+
+
+def test_surgery_by_hand() -> None:
+    """Mean .25, deviation .1118 and c = 0 give t = .25: below .225 a weight goes, above .275 it returns."""
+    held = sec.sparsify(
+        layer([0.1, -0.2, 0.3, -0.4]), mode="dense-update", update=Surgery(c=0.0, gamma=0.0), schedule=sec.Constant()
+    )
+    assert held.masks["weight"].int().tolist() == [[0, 0, 1, 1]]
+    assert write(held, [0.1, -0.27, 0.23, -0.4]) == [0, 0, 1, 1]  # inside (a, b] nothing toggles
+    assert write(held, [0.1, -0.23, 0.27, -0.4]) == [0, 0, 1, 1]
+    assert write(held, [0.1, -0.28, 0.22, -0.4]) == [0, 1, 0, 1]  # beyond, it does
+    assert write(held, [9.0, 0.25, 0.25, 0.25]) == [1, 1, 0, 1]  # t stays that of the beginning
+
+
+def test_surgery_without_hysteresis_begins_as_the_threshold_does() -> None:
+    model = nn.Linear(40, 30)
+    for c in (-0.5, 0.0, 1.0):
+        expected = sec.masks(model, sec.Threshold("mean_std", c))["weight"]
+        held = sec.sparsify(nn.Linear(40, 30), mode="dense-update", update=Surgery(c={"weight": c}, below=1, above=1),
+                            schedule=sec.OneShot(9))  # fmt: skip
+        held.model.load_state_dict(model.state_dict())
+        held.update()
+        assert torch.equal(held.masks["weight"], expected)
+
+
+def test_chance_decays_as_it_should_and_is_seeded() -> None:
+    def updates(seed: int, gamma: float, power: float) -> list[bool]:
+        held = sec.sparsify(layer([0.1, 0.2, 0.3, 0.4]), mode="dense-update", seed=seed, schedule=sec.Constant(),
+                            update=Surgery(c=0.0, below=1, above=1, gamma=gamma, power=power))  # fmt: skip
+        changed = []
+        for step in range(60):
+            before = held.masks["weight"]
+            write(held, [0.1, 0.2, 0.3, 0.4] if step % 2 else [0.4, 0.3, 0.2, 0.1])
+            changed.append(not torch.equal(before, held.masks["weight"]))
+        return changed
+
+    assert sum(updates(0, 1.0, 60.0)) == 0  # never after the beginning
+    assert sum(updates(1, 0.0, 1.0)) == 60  # always
+    draws = torch.Generator().manual_seed(3)
+    rising, expected = True, []
+    torch.rand((), generator=draws, dtype=torch.float64)  # the first update is certain
+    for step in range(60):
+        made = float(torch.rand((), generator=draws, dtype=torch.float64)) < 1 / math.sqrt(1 + 0.2 * (step + 1))
+        expected.append(made and rising != bool(step % 2))
+        rising = bool(step % 2) if made else rising
+    assert updates(3, 0.2, 0.5) == expected
+    assert 0 < sum(expected) < 60
+
+
+def test_surgery_goes_on_from_its_state() -> None:
+    def build(values: list[float]) -> sec.Sparsifier:
+        return sec.sparsify(layer(values), mode="dense-update", update=Surgery(c=0.0), schedule=sec.Constant())
+
+    first, second = build([0.1, -0.2, 0.3, -0.4]), build([5.0, 6.0, 7.0, 8.0])
+    second.load_state_dict(first.state_dict())
+    for values in ([0.1, -0.28, 0.22, -0.4], [0.3, 0.1, 0.26, 0.2]):
+        assert write(first, values) == write(second, values)
+
+
+@pytest.mark.parametrize("update", [RandomRegrowth(end=10, fraction=0.4), GradientRegrowth(end=10, fraction=0.4)])
+def test_regrowth_keeps_counts_and_lets_the_smallest_go(update: sec.sparsity.updates.Update) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 6))
+    held = sec.sparsify(model, 0.75, distribution="erk", update=update, schedule=sec.Constant(every=2, end=10))
+    counts = {name: int(mask.sum()) for name, mask in held.masks.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(1, 13):
+        optimizer.zero_grad()
+        model(torch.randn(8, 12)).square().mean().backward()
+        optimizer.step()
+        before, values = held.masks, {name: item.clone() for name, item in held.dense.items()}
+        share = 0.2 * (1 + math.cos(math.pi * step / 10))
+        assert held.step() == (step % 2 == 0 and step <= 10)
+        for name, mask in held.masks.items():
+            assert int(mask.sum()) == counts[name]
+            gone, new = before[name] & ~mask, mask & ~before[name]
+            expected = math.floor(share * counts[name] + 0.5) if step % 2 == 0 and step <= 10 else 0
+            assert int(gone.sum()) == int(new.sum()) == expected
+            size = values[name].abs()
+            if expected:
+                assert float(size[gone].max()) <= float(size[before[name] & mask].min())
+                assert not bool(dict(model.named_parameters())[name].detach()[new].any()), "they begin at zero"
+
+
+def test_gradients_of_masked_weights_say_what_comes_back() -> None:
+    model = layer([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    held = sec.sparsify(model, 0.5, update=GradientRegrowth(end=1000, fraction=0.5), schedule=sec.Constant(every=2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.tensor([[0.1, 5.0, 0.2, 4.0, 9.0, 9.0, 9.0, 9.0]])).sum().backward()
+        optimizer.step()
+        assert not model.weight.grad[~held.masks["weight"]].any()  # type: ignore[index]
+        held.step()
+    assert held.masks["weight"].int().tolist() == [[0, 1, 0, 1, 0, 0, 1, 1]]
+    assert model.weight.tolist() == [[0, 0, 0, 0, 0, 0, 7, 8]]
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for make in (lambda: Surgery(below=1.2), lambda: Surgery(gamma=-1), lambda: RandomRegrowth(end=0),
+                 lambda: RandomRegrowth(end=5, fraction=1.0)):  # fmt: skip
+        with pytest.raises(sec.InputError):
+            make()
+    held = sec.sparsify(layer([1.0, 2.0]), 0.5, update=GradientRegrowth(end=5), schedule=sec.Constant())
+    with pytest.raises(sec.InputError, match="no gradient to regrow by"):
+        held.step()
