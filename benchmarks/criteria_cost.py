@@ -1,12 +1,12 @@
 """What scoring costs: every criterion against passes of inference, and forward and backward, over the same data.
 
-    python -m benchmarks.criteria_cost --data ../shared/data               # the rounds that are missing
+    python -m benchmarks.criteria_cost --data ../shared/data               # what is missing in each round
 
 ResNet-20 and CIFAR-10, 1,000 training images in batches of 100, one thread. In a round every criterion scores all
-units once (`sec.score`, groups found beforehand), in an order that turns from round to round, and before and after each
-few of them the plain model does its passes: a criterion is compared with the mean of the passes on either side. Seconds
-are CPU seconds, which other programs on the machine do not stretch as much. The oracle takes part with fewer images,
-its seconds scaled to all of them, since its cost grows with their number.
+units once (`sec.score`, groups found beforehand), in an order that turns from round to round. Before and after each
+four of them the plain model does its passes: a criterion is compared with the mean of the passes on either side.
+Seconds are CPU seconds, which other programs on the machine do not stretch as much. The oracle takes part with fewer
+images, its seconds scaled to all of them, since its cost grows with their number.
 
 The bar is for criteria that promise one pass; what others do is in `MORE`.
 """
@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -38,13 +38,13 @@ from secateurs.score import CRITERIA
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "criteria_cost.json"
-SETTINGS: dict[str, Any] = {
-    "network": "resnet20_cifar10",
-    "images": 1000,
-    "batch": 100,
-    "few": {"oracle": 200},
-    "together": 4,
-}
+FEW = {"oracle": 0.2}
+"""The share of the images that a criterion sees whose cost grows with their number only."""
+
+TOGETHER = 4
+"""Criteria between two measurements of the passes."""
+
+SETTINGS: dict[str, Any] = {"network": "resnet20_cifar10", "images": 1000, "batch": 100, "share_of_images": FEW}
 BAR = 4.0
 """Most forward-backward passes that a one-pass criterion may cost."""
 
@@ -147,29 +147,40 @@ def forward_backward(model: nn.Module, data: Batches) -> None:
 PASSES = {"inference": inference, "forward_backward": forward_backward}
 
 
-def measure(model: nn.Module, data: Batches, names: Sequence[str], few: Mapping[str, int], together: int) -> Round:
-    """One round: `names` in this order, and the passes before, between and behind every `together` of them."""
+def measure(model: nn.Module, data: Batches, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A round's items as they come: `names` in this order, the passes before, between and behind a few of them."""
     groups = sec.couple(sec.capture(model, data[0][0][:2]))
     images = sum(len(labels) for _, labels in data)
-    found: Round = []
-
-    def passes() -> None:
-        for name, go in PASSES.items():
-            started = time.process_time()
-            go(model, data)
-            found.append({"name": name, "seconds": time.process_time() - started})
-
     for place, name in enumerate(names):
-        if place % together == 0:
-            passes()
+        if place % TOGETHER == 0:
+            yield from passes(model, data)
         criterion, options = VARIANTS.get(name, (name, {}))
-        part = data[: max(1, few[name] // len(data[0][1]))] if name in few else data
+        part = data[: max(1, round(len(data) * FEW.get(name, 1.0)))]
         started = time.process_time()
         sec.score(groups, model, criterion, data=part, options=options)
         spent = time.process_time() - started
-        found.append({"name": name, "seconds": spent * images / sum(len(labels) for _, labels in part)})
-    passes()
-    return found
+        yield {"name": name, "seconds": spent * images / sum(len(labels) for _, labels in part)}
+    yield from passes(model, data)
+
+
+def passes(model: nn.Module, data: Batches) -> Iterator[dict[str, Any]]:
+    for name, go in PASSES.items():
+        started = time.process_time()
+        go(model, data)
+        yield {"name": name, "seconds": time.process_time() - started}
+
+
+def left(found: Round, order: Sequence[str]) -> list[str]:
+    """The names that a round lacks, which is all that running it again adds."""
+    done = {item["name"] for item in found}
+    return [name for name in order if name not in done]
+
+
+def stored(path: Path, names: Sequence[str]) -> list[Round]:
+    """The rounds that these settings made, finished or not, without criteria that are no longer there."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    rounds = found.get("rounds", []) if found.get("settings") == SETTINGS else []
+    return [[item for item in each if item["name"] in {*names, *PASSES}] for each in rounds]
 
 
 def main() -> int:
@@ -178,17 +189,17 @@ def main() -> int:
         print(f"There is no CIFAR-10 at {arguments.data}: give the folder with --data.")
         return 2
     torch.set_num_threads(1)
-    found = json.loads(OUT.read_text()) if OUT.exists() else {}
     names = [*sec.list("criteria"), *VARIANTS]
-    rounds: list[Round] = found.get("rounds", []) if found.get("settings") == SETTINGS else []
-    rounds = [each for each in rounds if {item["name"] for item in each} == {*names, *PASSES}]
+    rounds = stored(OUT, names)
     model = cifar.pretrained(arguments.data)
     data = cifar.train_set(arguments.data, SETTINGS["images"], SETTINGS["batch"])
     inference(model, data[:1])
-    for number in range(len(rounds), arguments.rounds):
-        order = turned(names, number, arguments.rounds)
-        rounds.append(measure(model, data, order, SETTINGS["few"], SETTINGS["together"]))
-        _write(rounds)
+    for number in range(arguments.rounds):
+        if number == len(rounds):
+            rounds.append([])
+        for item in measure(model, data, left(rounds[number], turned(names, number, arguments.rounds))):
+            rounds[number].append(item)
+            _write(rounds)
         print(f"round {number + 1} of {arguments.rounds}", flush=True)
     rows = summary(rounds)
     Console(width=140).print(table(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -65,14 +66,30 @@ def test_all_that_is_named_exists():
     assert {criterion for criterion, _ in VARIANTS.values()} <= known
 
 
-def test_a_round_has_passes_before_between_and_behind():
+def test_a_round_has_passes_before_between_and_behind(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(criteria_cost, "TOGETHER", 2)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
     data = [(torch.randn(4, 3, 4, 4), torch.randint(0, 3, (4,))) for _ in range(3)]
-    found = criteria_cost.measure(model, data, ["l1", "apoz", "oracle"], {"oracle": 4}, together=2)
+    found = list(criteria_cost.measure(model, data, ["l1", "apoz", "oracle"]))
     passes = list(PASSES)
     assert [item["name"] for item in found] == [*passes, "l1", "apoz", *passes, "oracle", *passes]
     assert all(item["seconds"] > 0 for item in found)
+
+
+def test_a_round_that_was_stopped_goes_on_with_what_it_lacks(tmp_path: Path):
+    path = tmp_path / "cost.json"
+    assert criteria_cost.stored(path, ["l1"]) == []
+    stopped = [*FIRST[:4], {"name": "gone", "seconds": 1.0}]
+    path.write_text(json.dumps({"settings": criteria_cost.SETTINGS, "rounds": [FIRST, stopped]}))
+    rounds = criteria_cost.stored(path, ["l1", "taylor", "apoz"])
+    assert rounds == [FIRST, FIRST[:4]]
+    assert criteria_cost.left(rounds[1], ["apoz", "taylor", "obd"]) == ["apoz", "obd"]
+    assert criteria_cost.summary(rounds)["taylor"]["forward_backward"][2] == 2.667, (
+        "only the passes before it are there"
+    )
+    path.write_text(json.dumps({"settings": {}, "rounds": [FIRST]}))
+    assert criteria_cost.stored(path, ["l1"]) == []
 
 
 def test_says_where_the_data_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
