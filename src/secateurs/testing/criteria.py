@@ -173,7 +173,7 @@ class CriterionConformance:
 
     def test_works_with_every_equalization_and_normalizer(self) -> None:
         model, groups = _build("residual")
-        choices: list[dict[str, str]] = [{"equalization": name} for name in EQUALIZATIONS]
+        choices: list[dict[str, Any]] = [{"equalization": name} for name in EQUALIZATIONS]
         choices += [{"normalizer": name} for name in NORMALIZERS]
         for choice in choices:
             for row in self.scores(groups, model, **choice).values():

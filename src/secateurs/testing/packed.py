@@ -42,7 +42,7 @@ def sample_tensors() -> dict[str, Coded]:
         for density in (0.02, 0.2):
             mask = _mask(rng, (20, 10 + place, 3, 3), density, False)
             found[f"{kind}.sparse{density}".replace("0.", "")] = _content(rng, mask.shape, mask, kind, "float32")
-        mask = np.repeat(rng.random((12, 5)) < 0.4, 4, axis=1)
+        mask = np.repeat(rng.random((40, 20)) < 0.1, 8, axis=1)
         found[f"{kind}.groups"] = _content(rng, mask.shape, mask, kind, "float32")
         mask = np.broadcast_to(np.arange(9) % 2 == 0, (6, 4, 9)).reshape(6, 4, 3, 3).copy()
         found[f"{kind}.strided"] = _content(rng, mask.shape, mask, kind, "float32")

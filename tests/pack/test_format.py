@@ -1,0 +1,99 @@
+"""A second reader, written from the specification alone, agrees with the package bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pack import format_reader
+
+from secateurs.pack.coded import Coded
+from secateurs.pack.container import MAGIC, read, to_bytes
+from secateurs.pack.dtypes import DTYPES
+from secateurs.pack.entropy import CODERS
+from secateurs.pack.index import ENCODINGS
+from secateurs.testing.hostile import sealed
+from secateurs.testing.packed import coded_tensors, sample_tensors
+
+
+def agree(data: bytes) -> None:
+    mine, other = read(data), format_reader.read(data)
+    assert other.metadata == mine.metadata
+    assert other.texts == {text.name: mine.text(text.name) for text in mine.texts}
+    assert [name for tensor in other.tensors for name in tensor.names] == list(mine)
+    for tensor in other.tensors:
+        name = tensor.names[0]
+        values, coded = mine[name], mine.coded(name)
+        assert (tuple(tensor.shape), tensor.type) == (values.shape, coded.dtype)
+        kept = np.array([entry is not None for entry in tensor.entries], dtype=bool).reshape(values.shape)
+        assert kept.all() if coded.kept is None else np.array_equal(kept, coded.kept)
+        raw = [_bits(entry, values.dtype) for entry in tensor.entries]
+        assert b"".join(raw) == values.tobytes()
+
+
+def _bits(entry: bytes | float | None, dtype: np.dtype) -> bytes:
+    if entry is None:
+        return bytes(dtype.itemsize)
+    return entry if isinstance(entry, bytes) else np.float32(entry).tobytes()
+
+
+@pytest.mark.parametrize("name", sample_tensors())
+def test_samples(name: str) -> None:
+    agree(to_bytes({name: sample_tensors()[name]}))
+
+
+def test_a_file_of_many_with_texts_and_ties() -> None:
+    tensors: Mapping[str, Coded] = {name: sample_tensors()[name] for name in ("raw.dense", "raw.gaps", "shared.dense")}
+    agree(to_bytes(tensors, {"a": [1, "ü"]}, tied={"raw.x": "raw.gaps"}, texts={"graph": "node " * 99, "n": "x"}))
+    agree(to_bytes({}))
+
+
+@given(st.lists(coded_tensors(), max_size=3))
+@settings(max_examples=60)
+def test_random_tensors(tensors: list[Coded]) -> None:
+    agree(to_bytes({f"layer{place}.weight": tensor for place, tensor in enumerate(tensors)}))
+
+
+def test_every_coder_encoding_and_content_is_among_the_samples() -> None:
+    records = [read(to_bytes({"w": tensor})).records[0] for tensor in sample_tensors().values()]
+    assert {stream.coder for record in records for stream in record.streams} == {CODERS[name].code for name in CODERS}
+    used = {record.index for record in records}
+    assert used >= {0} | {ENCODINGS[name].code for name in ENCODINGS if name != "csr"}
+    assert {record.content for record in records} == {0, 1, 2}
+
+
+def test_sparse_rows_which_are_rarely_the_smallest() -> None:
+    """By hand: a 2 x 3 matrix with 7 at (0, 2) and 9 at (1, 0), as bytes."""
+    header = bytes([0, 1])  # no text, one tensor
+    header += bytes([1, 0, 1]) + b"w" + bytes([2, 2, 3])  # one name, shape 2 x 3
+    header += bytes([1, 0, 3, 2])  # uint8, raw, sparse rows, 2 kept
+    header += bytes([0, 1, 1, 0, 1, 1])  # two packed streams
+    body = bytes([2, 0b10_01_00, 2, 0b00_10, 7, 9])  # pointers 0, 1, 2; columns 2, 0
+
+    data = sealed(header + zlib.crc32(body).to_bytes(4, "little"), body)
+    assert read(data)["w"].tolist() == [[0, 0, 7], [9, 0, 0]]
+    agree(data)
+
+
+def test_the_second_reader_shares_nothing_with_the_first() -> None:
+    tree = ast.parse((Path(__file__).parent / "format_reader.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert modules == {"__future__", "dataclasses", "json", "math", "struct", "typing", "zlib"}
+
+
+def test_the_specification_names_what_there_is() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    assert MAGIC.hex(" ").upper() in text
+    flat = " ".join(text.split())
+    assert ", ".join(f"{code} {name}" for code, name in enumerate(DTYPES)) in flat
+    for name in ENCODINGS:
+        assert f"| {ENCODINGS[name].code} | {name} |" in text
+    for name in CODERS:
+        assert f"**{CODERS[name].code}, {name}" in text.lower()
