@@ -215,21 +215,19 @@ class TestSquaredGradients:
         for name in leaves:
             assert torch.allclose(found[name], per_sample_oracle(model, x, y, name), rtol=1e-9, atol=1e-14), name
 
-    @pytest.mark.parametrize("seed", range(15))
+    @pytest.mark.parametrize("seed", [4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18])
     def test_one_run_equals_one_run_per_sample(self, seed: int):
-        """Random networks at several samples; those that are made for one batch size only are passed over."""
+        """Random networks with something to score. Where scoring finds no gradient, plain autograd must find none."""
         model, inputs = random_network(seed)
         model, inputs = model.double().eval(), tuple(x.double() if x.is_floating_point() else x for x in inputs)
         more = tuple(torch.cat([x, x.flip(-1) * 0.5 if x.is_floating_point() else x.flip(-1)]) for x in inputs)
         groups = sec.couple(sec.capture(model, inputs))
-        samples = Samples(model, groups.graph, [(more, torch.zeros(len(more[0])))], loss=wavy)
+        targets = torch.zeros(len(more[0]))
+        samples = Samples(model, groups.graph, [(more, targets)], loss=wavy)
         context = Context(groups, model, tensors_of(groups, model), torch.Generator(), samples)
         leaves = list(dict.fromkeys(m.leaf for group in groups.free for m in context.producers(group)))
-        try:
-            (batch,) = list(context.batches())
-            batch.axes(), list(batch.each())
-        except sec.InputError:
-            pytest.skip("made for one batch size")
+        assert leaves
+        (batch,) = list(context.batches())
 
         def totals(batch, state, program):
             with torch.enable_grad():
@@ -238,7 +236,9 @@ class TestSquaredGradients:
         try:
             one, other = (squared_gradients(batch, leaves, totals, one_by_one=each) for each in (False, True))
         except sec.InputError:
-            pytest.skip("it has no gradient")
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                wavy(model(*more), targets).backward()
+            return
         for name in leaves:
             scale = float(other[name].abs().max()) if other[name].numel() else 0.0
             assert torch.allclose(one[name], other[name], rtol=1e-7, atol=1e-9 * scale), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
@@ -50,7 +51,7 @@ class Grouping:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(ABC):
     """Which weights live and die together. A pattern is plain data; `str(pattern)` and `parse_pattern` are inverse.
 
     A subclass says how the groups lie in a tensor in canonical form `[G, O, I, *K]` (see `Layout`). `importance` is the
@@ -61,9 +62,9 @@ class Pattern:
     importance: ClassVar[str] = "l1"
     decides: ClassVar[bool] = False
 
+    @abstractmethod
     def arrange(self, shape: tuple[int, ...]) -> Grouping:
         """The groups of a weight of canonical shape `(G, O, I, *K)`."""
-        raise NotImplementedError
 
     def groups(self, shape: tuple[int, ...], layout: Layout | None = None) -> Grouping:
         """The groups of a weight stored with this shape. Raises `InputError` when it cannot have this pattern."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,9 +39,9 @@ class Regrow(Update):
         share = self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, moment.step / self.end)))
         return {name: self._turned(name, mask, share, moment) for name, mask in moment.masks.items()}
 
+    @abstractmethod
     def appeal(self, name: str, mask: Tensor, moment: Moment) -> Tensor:
         """How much each weight wants to come back, flat float64 on the CPU; higher = first."""
-        raise NotImplementedError
 
     def _turned(self, name: str, mask: Tensor, share: float, moment: Moment) -> Tensor:
         kept = mask.flatten().cpu()

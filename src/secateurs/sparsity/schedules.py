@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 from secateurs.base.errors import InputError, explain
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """Steps count from 0, the state before training; step t is after t optimizer steps."""
 
+    @abstractmethod
     def due(self, step: int) -> bool:
         """Are the masks computed anew at this step?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def at(self, step: int, final: float) -> float:
         """The sparsity that holds at this step, of a layer that is to reach `final`."""
-        raise NotImplementedError
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,21 +32,21 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(ABC):
     """Masks from masks. `needs_gradients`: also those of masked weights. `decides`: itself how much goes."""
 
     needs_gradients: ClassVar[bool] = False
     decides: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""
-        raise NotImplementedError
 
     def memory(self) -> dict[str, Tensor]:
         """What it has to remember, as tensors by name."""
         return {}
 
-    def recall(self, memory: Mapping[str, Tensor]) -> None:
+    def recall(self, memory: Mapping[str, Tensor]) -> None:  # noqa: B027  most have nothing to remember
         """Go on from `memory()`."""
 
 
