@@ -13,11 +13,16 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 MEDIUM = (
     "bench",
-    "cli/test_verbs.py",
+    "cli",
+    "cut/test_writes.py",
     "deliver/test_onnx.py",
+    "deliver/test_packed.py",
     "device",
     "engine/test_random_networks.py",
-    "report/test_gallery.py",
+    "pack",
+    "report",
+    "score/test_conformance.py",
+    "sparsity/test_callbacks.py",
     "train/test_ddp.py",
     "train/test_resume.py",
 )
