@@ -569,6 +569,23 @@ def test_more_query_heads_than_key_heads():
     assert report.free("embed.weight", 0) == 8
 
 
+def test_few_key_heads_repeated_by_expand():
+    """As in Llama and Qwen; the axis of repetitions (3) is longer than that of key and value heads (2)."""
+
+    class Attention(GroupedQueryAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, t, _ = x.shape
+            q, k, v = (layer(x).view(b, t, -1, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            k, v = (y[:, :, None].expand(b, 2, 3, t, self.head_dim).reshape(b, 6, t, self.head_dim) for y in (k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            return self.o(mixed.transpose(1, 2).reshape(b, t, -1))
+
+    report = cut_half(Encoder(Attention(8, 6, 2, 3)), tokens(5))
+    assert report.free("attention.k.weight", 0) == 2
+    assert report.free("attention.v.weight", 0) == 2
+    assert report.units("attention.q.weight", 0) == report.units("attention.o.weight", 1)
+
+
 def test_grouped_query_flag_of_the_operator():
     class Attention(GroupedQueryAttention):
         def forward(self, x: Tensor) -> Tensor:
