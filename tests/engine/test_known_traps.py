@@ -570,17 +570,20 @@ def test_more_query_heads_than_key_heads():
 
 
 def test_few_key_heads_repeated_by_expand():
-    """As in Llama and Qwen; the axis of repetitions (3) is longer than that of key and value heads (2)."""
+    """As in Llama and Qwen; the axis of repetitions (7) is longer than that of key and value heads (2)."""
 
     class Attention(GroupedQueryAttention):
         def forward(self, x: Tensor) -> Tensor:
             b, t, _ = x.shape
             q, k, v = (layer(x).view(b, t, -1, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
-            k, v = (y[:, :, None].expand(b, 2, 3, t, self.head_dim).reshape(b, 6, t, self.head_dim) for y in (k, v))
+            q, k = (y * self.table + torch.cat([-y[..., 2:], y[..., :2]], -1) * self.table for y in (q, k))
+            k, v = (y[:, :, None].expand(b, 2, 7, t, self.head_dim).reshape(b, 14, t, self.head_dim) for y in (k, v))
             mixed = F.scaled_dot_product_attention(q, k, v)
             return self.o(mixed.transpose(1, 2).reshape(b, t, -1))
 
-    report = cut_half(Encoder(Attention(8, 6, 2, 3)), tokens(5))
+    attention = Attention(8, 14, 2, 4)
+    attention.register_buffer("table", torch.rand(5, 4))  # in the place of sines and cosines
+    report = cut_half(Encoder(attention), tokens(5))
     assert report.free("attention.k.weight", 0) == 2
     assert report.free("attention.v.weight", 0) == 2
     assert report.units("attention.q.weight", 0) == report.units("attention.o.weight", 1)
