@@ -11,7 +11,9 @@ from torch import nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.base.loss import Loss
+from secateurs.base.seeds import check_seed
 from secateurs.capture import capture
+from secateurs.capture.refuse import refuse_meta
 from secateurs.capture.trace import check_inputs
 from secateurs.choose import choose
 from secateurs.choose.budget import Budget
@@ -86,7 +88,9 @@ def prune(
     `DeviceError` or `TrainError` from the stage that refused.
     """
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    _check(budget, exclude, data, finetune, device, reconstruct)
+    refuse_meta(model, args, keywords)
+    check_seed(seed)
+    _check(budget, exclude, data, evaluate, finetune, device, reconstruct)
     check_choice(bias, padding, data)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
@@ -191,12 +195,18 @@ class _Story:
         return tuple(Stage(name, end - start) for (name, start), end in zip(self._begun, ends, strict=True))
 
 
-def _check(budget: Any, exclude: Any, data: Any, finetune: Any, device: str | Device | None, reconstruct: int) -> None:
+def _check(
+    budget: Any, exclude: Any, data: Any, evaluate: Any, finetune: Any, device: str | Device | None, reconstruct: int
+) -> None:
     """What can be refused before any work is done."""
     if not isinstance(budget, Budget):
         raise BudgetError(explain(f"{budget!r} is not a budget", next_step="pass a limit, such as Budget(macs=0.5)"))
     if isinstance(exclude, str):
         raise InputError(explain("`exclude` is a list of names", next_step=f"pass exclude=[{exclude!r}]"))
+    if evaluate is not None and not callable(evaluate):
+        raise InputError(
+            explain(f"evaluate={evaluate!r} cannot be called", next_step="pass a function, (model) -> float")
+        )
     if finetune is not None and not isinstance(finetune, FineTune):
         raise InputError(explain(f"finetune={finetune!r} cannot be used", next_step="pass FineTune(epochs=3) or such"))
     if finetune is not None and data is None:

@@ -82,6 +82,25 @@ def test_torchscript_is_refused(make: Any, where: str):
         sec.capture(make(), X)
 
 
+def in_place(module: nn.Module) -> nn.Module:
+    module.compile()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.compile(nn.Linear(4, 4)), r"the model itself.*_orig_mod"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), torch.compile(nn.Linear(4, 4))), r"`1`.*_orig_mod"),
+        (lambda: in_place(nn.Linear(4, 4)), r"the model itself.*before `\.compile\(\)`"),
+    ],
+    ids=["whole", "inside", "in place"],
+)
+def test_compiled_modules_are_refused(make: Any, words: str):
+    with pytest.raises(sec.InputError, match=rf"A compiled module can not be cut.*{words}.*smaller one afterwards"):
+        sec.capture(make(), X)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_function_is_followed():
     @torch.jit.script

@@ -218,6 +218,11 @@ def test_exclusion_by_class():
     assert [group.name for group in groups.free] == ["hidden"]
 
 
+def test_exclusion_that_is_no_name():
+    with pytest.raises(sec.InputError, match="3 excludes nothing"):
+        sec.couple(sec.capture(Small(), X), exclude=[3])
+
+
 def test_exclusion_that_matches_nothing():
     with pytest.raises(sec.UnknownNameError, match="first"):
         sec.couple(sec.capture(Small(), X), exclude=["frist"])
@@ -261,8 +266,11 @@ def test_budget_that_contradicts_the_floor(small: sec.Groups):
         choose(small, random_scores(small, 0), sec.Budget(channels=0.3), floor=0.5)
 
 
-@pytest.mark.parametrize("options", [{"granularity": 0}, {"min_channels": 0}, {"floor": 1.5}, {"floor": -0.1}])
-def test_widths_that_make_no_sense(small: sec.Groups, options: dict[str, float]):
+@pytest.mark.parametrize(
+    "options",
+    [{"granularity": 0}, {"granularity": "8"}, {"min_channels": 0}, {"floor": 1.5}, {"floor": -0.1}, {"floor": None}],
+)
+def test_widths_that_make_no_sense(small: sec.Groups, options: dict[str, object]):
     with pytest.raises(sec.BudgetError, match="make no sense"):
         choose(small, random_scores(small, 0), sec.Budget(macs=0.5), **options)
 

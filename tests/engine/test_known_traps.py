@@ -198,6 +198,26 @@ def test_channel_shuffle_module():
     assert counts(report) == (4, 4)
 
 
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+def test_shuffle_by_a_table(kind):
+    """After the cut another table does the shuffling; a buffer is kept, although nothing reads it any more."""
+
+    class Net(Chain):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            table = torch.tensor([3, 1, 7, 0, 2, 6, 4, 5])
+            self.register_buffer("table", table) if kind == "buffer" else setattr(self, "table", table)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv2(torch.sigmoid(self.conv1(x))[:, self.table]))
+
+    report = cut_half(Net(), image())
+    assert counts(report) == (8, 8)
+    units = report.units("conv1.weight", 0)
+    assert report.units("conv2.weight", 1) == [units[i] for i in (3, 1, 7, 0, 2, 6, 4, 5)]
+    assert ("table" in report.small.state_dict()) == (kind == "buffer")
+
+
 def test_overlapping_slices_of_channels():
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -549,6 +569,26 @@ def test_more_query_heads_than_key_heads():
     assert report.free("embed.weight", 0) == 8
 
 
+def test_few_key_heads_repeated_by_expand():
+    """As in Llama and Qwen; the axis of repetitions (7) is longer than that of key and value heads (2)."""
+
+    class Attention(GroupedQueryAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, t, _ = x.shape
+            q, k, v = (layer(x).view(b, t, -1, self.head_dim).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            q, k = (y * self.table + torch.cat([-y[..., 2:], y[..., :2]], -1) * self.table for y in (q, k))
+            k, v = (y[:, :, None].expand(b, 2, 7, t, self.head_dim).reshape(b, 14, t, self.head_dim) for y in (k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            return self.o(mixed.transpose(1, 2).reshape(b, t, -1))
+
+    attention = Attention(8, 14, 2, 4)
+    attention.register_buffer("table", torch.rand(5, 4))  # in the place of sines and cosines
+    report = cut_half(Encoder(attention), tokens(5))
+    assert report.free("attention.k.weight", 0) == 2
+    assert report.free("attention.v.weight", 0) == 2
+    assert report.units("attention.q.weight", 0) == report.units("attention.o.weight", 1)
+
+
 def test_grouped_query_flag_of_the_operator():
     class Attention(GroupedQueryAttention):
         def forward(self, x: Tensor) -> Tensor:
@@ -651,6 +691,37 @@ def test_recurrent_cells(kind, gates):
     assert report.units("recurrent.cell.weight_hh_l0", 1) == hidden
     assert report.units("recurrent.cell.weight_ih_l0", 0) == hidden * gates
     assert report.units("recurrent.cell.bias_hh_l0", 0) == hidden * gates
+
+
+def test_cell_that_starts_from_zeros_made_in_forward():
+    """The size of the state is a literal, so that only a graph runs; its zeros are of the default type."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(5, 8)
+            self.cell = nn.LSTMCell(8, 6)
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.sigmoid(self.embed(x))
+            state = torch.zeros(x.shape[0], 6), torch.zeros(x.shape[0], 6)
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+            return self.out(state[0])
+
+    model, x = Net(), tokens(5)
+    groups = sec.couple(sec.capture(model, x))
+    scores = sec.score(groups, model, "l1")
+    cut = sec.cut_detailed(model, sec.choose(groups.graph, groups, scores, sec.Budget(channels=0.5)), x)
+    assert cut.form == "graph"
+    assert cut.model(x).shape == (2, 3)
+    with torch.no_grad():  # the original, its consumers reading zero
+        removed = cut.plan.removed
+        model.cell.weight_ih[:, list(removed["cell.weight_ih"][1])] = 0
+        model.cell.weight_hh[:, list(removed["cell.weight_hh"][1])] = 0
+        model.out.weight[:, list(removed["out.weight"][1])] = 0
+        torch.testing.assert_close(cut.model(x), model(x))
 
 
 def test_two_bidirectional_layers():

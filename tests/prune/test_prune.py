@@ -203,6 +203,14 @@ def test_arguments_that_cannot_work_are_refused_before_any_work(network: Net) ->
         sec.prune(network, IMAGE, budget=budget, exclude="head", on_stage=heard.append)
     with pytest.raises(sec.SecateursError, match="finetune=3 cannot be used"):
         sec.prune(network, IMAGE, budget=budget, data=[], finetune=3, on_stage=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(sec.SecateursError, match=r"'accuracy' cannot be called"):
+        sec.prune(network, IMAGE, budget=budget, evaluate="accuracy", on_stage=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(sec.SecateursError, match=r"0\.5 is not a seed"):
+        sec.prune(network, IMAGE, budget=budget, seed=0.5, on_stage=heard.append)  # type: ignore[arg-type]
+    with pytest.raises(sec.SecateursError, match=r"`.*weight`.*on the device 'meta'"):
+        sec.prune(copy.deepcopy(network).to("meta"), IMAGE, budget=budget, on_stage=heard.append)
+    with pytest.raises(sec.SecateursError, match=r"the example inputs.*on the device 'meta'"):
+        sec.prune(network, IMAGE.to("meta"), budget=budget, on_stage=heard.append)
     with pytest.raises(sec.SecateursError, match="Module"):
         sec.prune("network", IMAGE, budget=budget, on_stage=heard.append)  # type: ignore[arg-type]
     assert heard == []
@@ -217,6 +225,21 @@ def test_what_is_no_result_or_no_class_is_refused(network: Net, tmp_path: Path) 
     for build in (network, "Net"):
         with pytest.raises(sec.InputError, match="not a class or function"):
             sec.load(folder, build=build)  # type: ignore[arg-type]
+
+
+def test_what_has_no_values_can_be_neither_scored_nor_cut(network: Net) -> None:
+    groups = sec.couple(sec.capture(network, IMAGE))
+    chosen = sec.choose(groups.graph, groups, sec.score(groups, network, "l1"), sec.Budget(macs=0.5))
+    hollow = copy.deepcopy(network).to("meta")
+    with pytest.raises(sec.InputError, match="device 'meta'"):
+        sec.score(groups, hollow, "l1")
+    with pytest.raises(sec.InputError, match="device 'meta'"):
+        sec.cut(hollow, chosen, IMAGE)
+
+
+def test_outputs_without_a_finite_entry_prove_nothing(network: Net) -> None:
+    with pytest.raises(sec.ProofError, match="Nothing was compared: no output has a finite entry"):
+        sec.prune(network, IMAGE * float("nan"), budget=sec.Budget(macs=0.5))
 
 
 def test_a_channel_budget_that_rounding_exceeds_is_not_met(network: Net) -> None:

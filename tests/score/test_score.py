@@ -191,3 +191,10 @@ def test_model_of_another_class():
         sec.score(groups, nn.ReLU())
     with pytest.raises(sec.InputError, match="`0.weight`"):
         sec.score(groups, nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
+
+
+def test_what_is_no_criterion_or_no_seed_is_refused():
+    with pytest.raises(sec.InputError, match="None is no criterion"):
+        one_group(chain(), None, 1, 2)
+    with pytest.raises(sec.InputError, match=r"1\.5 is not a seed"):
+        one_group(chain(), "l1", 1, 2, seed=1.5)

@@ -1,4 +1,4 @@
-"""What can not be captured although it runs: compiled TorchScript, and tensors in arguments that stay closed."""
+"""What can not be captured although it runs: compiled code, and tensors in arguments that stay closed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ DEPTH = 4
 """How many objects deep an argument is searched for tensors."""
 
 
-def refuse_scripts(model: nn.Module) -> None:
-    """Raises `InputError` if the model, or a part of it, was scripted or traced by `torch.jit`."""
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises `InputError` if the model, or a part of it, was compiled, or scripted or traced by `torch.jit`."""
     for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(
+                explain(
+                    "A compiled module can not be cut",
+                    where=f"`{name}`" if name else "the model itself",
+                    evidence="torch.compile runs code that was made for these shapes",
+                    next_step="pass the module that was compiled (`_orig_mod`), and compile the smaller one afterwards"
+                    if hasattr(module, "_orig_mod")
+                    else "cut it before `.compile()` is called, and compile the smaller one afterwards",
+                )
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
                 explain(
@@ -30,6 +41,24 @@ def refuse_scripts(model: nn.Module) -> None:
                     next_step="pass the nn.Module that it was made from; script or trace the smaller one afterwards",
                 )
             )
+
+
+def refuse_meta(*trees: Any) -> None:
+    """Raises `InputError` if a module or tensor among `trees` has a shape but no values (PyTorch's `meta` device)."""
+    for item in pytree.tree_leaves(trees):
+        named = [("the example inputs", item)] if isinstance(item, Tensor) else []
+        if isinstance(item, nn.Module):
+            named = [(f"`{name}`", tensor) for name, tensor in (*item.named_parameters(), *item.named_buffers())]
+        for where, tensor in named:
+            if tensor.device.type == "meta":
+                raise InputError(
+                    explain(
+                        "There are no values to score or to prove a cut with",
+                        where=where,
+                        evidence="it is on the device 'meta'",
+                        next_step="load the weights first (`to_empty`, then `load_state_dict`)",
+                    )
+                )
 
 
 def refuse_hidden_tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from secateurs.capture.exported import export
 from secateurs.capture.fold import fold_constants
 from secateurs.capture.graph import Decision, Graph, Input, Leaf
 from secateurs.capture.modes import eval_mode
-from secateurs.capture.refuse import refuse_hidden_tensors, refuse_scripts
+from secateurs.capture.refuse import refuse_compiled, refuse_hidden_tensors
 from secateurs.capture.tape import ModulePaths, Tape, TapeMode
 
 How = Literal["auto", "traced", "exported", "recorded"]
@@ -119,7 +119,7 @@ def check_inputs(
         )
     args = example_inputs if isinstance(example_inputs, tuple) else () if example_inputs is None else (example_inputs,)
     keywords = dict(kwargs or {})
-    refuse_scripts(model)
+    refuse_compiled(model)
     refuse_hidden_tensors(args, keywords)
     if not any(isinstance(item, Tensor) for item in pytree.tree_leaves((args, keywords))):
         raise InputError(

@@ -23,12 +23,14 @@ class Widths:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.granularity < 1 or self.min_channels < 1 or not 0 <= self.floor <= 1:
+        whole = all(isinstance(count, int) and count >= 1 for count in (self.granularity, self.min_channels))
+        if not whole or not isinstance(self.floor, (int, float)) or not 0 <= self.floor <= 1:
             raise BudgetError(
                 explain(
                     "These limits on widths make no sense",
-                    evidence=f"granularity={self.granularity}, min_channels={self.min_channels}, floor={self.floor}",
-                    next_step="granularity and min_channels are at least 1, floor lies in [0, 1]",
+                    evidence=f"granularity={self.granularity!r}, min_channels={self.min_channels!r}, "
+                    f"floor={self.floor!r}",
+                    next_step="granularity and min_channels are whole numbers of at least 1, floor lies in [0, 1]",
                 )
             )
 

@@ -64,6 +64,12 @@ def couple(
 
 def _exclude(c: Coupler, graph: Graph, patterns: list[str | type], axes: dict[tuple[int, int], Tensor]) -> None:
     for pattern in patterns:
+        if not isinstance(pattern, (str, type)):
+            raise InputError(
+                explain(
+                    f"{pattern!r} excludes nothing", next_step="give names or globs, such as 'layer4.*', or classes"
+                )
+            )
         matched = [leaf for leaf in graph.leaves if _matches(graph, leaf, pattern)]
         if not matched:
             names = sorted({name.rpartition(".")[0] for leaf in graph.leaves for name in leaf.names} - {""})

@@ -60,6 +60,7 @@ class Coupler:
         self.inexact_nodes: set[int] = set()
         self.holding: set[int] = set()
         self.unruled: set[int] = set()
+        self.copies: set[int] = set()
         self.static: set[int] = {leaf.value for leaf in graph.leaves}
         for node in graph.nodes:
             if all(value in self.static for value in node.inputs):
@@ -71,6 +72,12 @@ class Coupler:
         """`size` ids that nothing else has."""
         self.count += size
         return torch.arange(self.count - size, self.count)
+
+    def fresh_copies(self, size: int) -> Tensor:
+        """`size` ids of repetitions: where they share an axis with channels, the channels are what can go."""
+        ids = self.fresh(size)
+        self.copies.update(ids.tolist())
+        return ids
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         """Elementwise: the two live and die together. Shapes broadcast."""
@@ -112,7 +119,7 @@ class Coupler:
         if value is None:
             return
         kept: list[Layer] = []
-        for layer in sorted(layers, key=lambda item: -item.numel()):
+        for layer in sorted(layers, key=lambda item: (self._repeats(item), -item.numel())):
             if not varying(layer):
                 continue
             taken = {dim for other in kept for dim in varying(other)}
@@ -122,6 +129,10 @@ class Coupler:
             else:
                 kept.append(layer)
         self.layers[value] = tuple(kept)
+
+    def _repeats(self, layer: Layer) -> bool:
+        """Whether the layer is an axis of repetitions."""
+        return bool(self.copies) and layer.numel() > 0 and int(layer.reshape(-1)[0]) in self.copies
 
     def pin(self, layer: Layer, node: Node) -> Layer | None:
         """None, and the id frozen, if the layer has come down to a single id; else the layer."""

@@ -15,6 +15,7 @@ from secateurs.base.errors import CaptureError, InputError, PlanError, ProofErro
 from secateurs.capture.batch import doubled, generalised
 from secateurs.capture.graph import Graph
 from secateurs.capture.modes import eval_mode
+from secateurs.capture.refuse import refuse_meta
 from secateurs.capture.trace import capture, check_inputs, plain_output, share_tensors
 from secateurs.choose.plan import Plan
 from secateurs.cost.count import count_graph
@@ -25,7 +26,7 @@ from secateurs.couple.group import Bools, Groups
 from secateurs.cut.compare import compare
 from secateurs.cut.form import GraphModule
 from secateurs.cut.native import repair_guessed, repair_known, repair_named, sliced_copy
-from secateurs.cut.prove import Proof, difference, run_graph, run_silenced
+from secateurs.cut.prove import Proof, difference, in_double, run_graph, run_silenced
 from secateurs.cut.rewrite import Cutting, rewrite, slice_tensor
 
 TOLERANCE = 1e-7
@@ -79,6 +80,7 @@ def cut_detailed(
             explain(f"The plan is a {type(plan).__name__}", next_step="pass what sec.choose or sec.plan gives")
         )
     args, keywords = check_inputs(model, example_inputs, kwargs)
+    refuse_meta(model, args, keywords)
     with torch.random.fork_rng(devices=[]):
         made = apply(model, plan, args, keywords, groups=groups, form=form)
         try:
@@ -251,8 +253,12 @@ def prove(model: nn.Module, plan: Plan, args: tuple[Any, ...], keywords: dict[st
             raise ProofError(
                 explain("Nothing was compared: all outputs are empty", next_step="give inputs with entries")
             )
+        if not any(bool(torch.isfinite(tensor).any()) for tensor in ours):
+            next_step = "give example inputs, and a model with buffers, that make finite outputs"
+            raise ProofError(explain("Nothing was compared: no output has a finite entry", next_step=next_step))
         if made.form == "graph":
-            whole = run_graph(graph, before.__getitem__, inputs, wide=wide)
+            with in_double(wide):
+                whole = run_graph(graph, before.__getitem__, inputs, wide=wide)
             _check_as_it_runs(model, args, keywords, whole, "The original against its captured graph")
         if not graph.decisions:
             _check_as_it_runs(made.model, args, keywords, ours, "The cut module against its proven graph")
@@ -282,16 +288,13 @@ def _compare_numbers(
     A few operators have no float64 version; then both sides run in the model's own precision.
     """
     what = "Proof (a), silenced original against cut graph"
-    default = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(torch.float64)  # for factories that name no type
-        expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=True)
-        ours = run_graph(made.small, after, inputs, wide=True)
+        with in_double(True):
+            expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=True)
+            ours = run_graph(made.small, after, inputs, wide=True)
         return difference(ours, expected, names, what, TOLERANCE), True, ours
     except RuntimeError:
         pass
-    finally:
-        torch.set_default_dtype(default)
     try:
         expected = run_silenced(made.groups, made.alive, made.small, before, inputs, wide=False)
         ours = run_graph(made.small, after, inputs, wide=False)

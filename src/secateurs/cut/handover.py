@@ -7,8 +7,7 @@ consumers' share of that constant belongs into their own bias.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from secateurs.cut.extend import extended
 from secateurs.cut.form import GraphModule
 from secateurs.cut.held import Held, mean_constants, steady_constants, weighted_operand
 from secateurs.cut.native import sliced_copy
-from secateurs.cut.prove import difference, run_graph, run_silenced
+from secateurs.cut.prove import difference, in_double, run_graph, run_silenced
 from secateurs.cut.rewrite import rewrite
 from secateurs.cut.share import Shift, along, fixed_run, shift_of
 from secateurs.cut.shift import Place, place_of
@@ -111,9 +110,9 @@ def hand_over(
         if bias == "propagate_mean" and data is not None:
             held = mean_constants(groups, job.alive, model, data, batches=batches, seed=seed)
         elif bias == "propagate":
-            with _in_double(job.wide):
+            with in_double(job.wide):
                 held, reasons = steady_constants(groups, job.alive, job.leaves, job.inputs(), wide=job.wide)
-        with _in_double(job.wide):
+        with in_double(job.wide):
             shifts, more = job.shifts(held)
         reasons += more
         for reason in reasons:
@@ -229,7 +228,7 @@ class _Job:
         names = [str(position) for position in range(len(found.outputs))]
         tolerance = TOLERANCE if self.wide else NARROW
         exact = self.padding == "map" or all(shift.exact for shift in shifts)
-        with _in_double(self.wide):
+        with in_double(self.wide):
             expected = run_silenced(
                 self.groups, self.alive, predicted, self.leaves, self.inputs(), wide=self.wide, constants=constants
             )
@@ -273,17 +272,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
     }
     return {name: tensor.detach() for name, tensor in named.items()}
-
-
-@contextmanager
-def _in_double(wide: bool) -> Iterator[None]:
-    """Factories that name no type make float64, if asked for."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64 if wide else default)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
 
 
 def check_choice(bias: str, padding: str, data: Any) -> None:

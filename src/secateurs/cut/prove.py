@@ -8,7 +8,8 @@ exception: there the oracle takes them over the kept indices and spreads the res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,17 @@ def _wide_dtypes(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _wide_dtypes(item) for key, item in tree.items()}
     return tree
+
+
+@contextmanager
+def in_double(wide: bool) -> Iterator[None]:
+    """Factories that name no type make float64, if asked for."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if wide else default)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def run_graph(

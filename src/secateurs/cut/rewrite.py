@@ -84,11 +84,14 @@ def rewrite(groups: Groups, alive: Bools) -> Graph:
     cut.leaves = [replace(leaf, shape=cut.new(leaf.value)) for leaf in graph.leaves]
     nodes = [_rewritten(cut, node) for node in graph.nodes]
     kept = {name: slice_tensor(data, cut, graph.leaf(name).value) for name, data in graph.constants.items()}
+    read = {value for node in nodes for value in node.inputs} | set(graph.outputs)
+    unread = tuple(leaf for leaf in cut.leaves if leaf.kind != "constant" and leaf.value not in read)
     return replace(
         graph,
         nodes=tuple(nodes),
         values=tuple(cut.values),
-        leaves=tuple(cut.leaves),
+        leaves=tuple(leaf for leaf in cut.leaves if leaf not in unread),
+        unread=(*graph.unread, *unread),
         constants={**kept, **cut.constants},
     )
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, explain
 from secateurs.base.loss import Loss
-from secateurs.base.seeds import seeded
+from secateurs.base.seeds import check_seed, seeded
+from secateurs.capture.refuse import refuse_meta
 from secateurs.couple.group import ChannelGroup, Groups
 from secateurs.score.criterion import CRITERIA, Context, Criterion
 from secateurs.score.equalize import EQUALIZATIONS, NORMALIZERS, equalized, named, normalized
@@ -60,6 +61,8 @@ def score(
                 "only, such as 'l2'",
             )
         )
+    check_seed(seed)
+    refuse_meta(model)
     samples = Samples(model, groups.graph, data, loss=loss, limit=batches, seed=seed) if data is not None else None
     generator = torch.Generator().manual_seed(seed)
     context = Context(groups, model, tensors_of(groups, model), generator, samples, seed)
@@ -77,6 +80,10 @@ def _criterion(given: Any) -> Criterion:
         return CRITERIA[given]
     if isinstance(given, Criterion):
         return given
+    if not callable(given):
+        raise InputError(
+            explain(f"{given!r} is no criterion", next_step="pass a name of sec.list('criteria'), or a function")
+        )
     return Criterion(getattr(given, "__name__", repr(given)), given)
 
 

@@ -185,7 +185,7 @@ def expanded(c: Coupler, node: Node) -> None:
     old, new = (1,) * lead + c.shape(x), c.shape(out)
     layers = [layer.reshape((1,) * lead + tuple(layer.shape)) for layer in c.of(x)]
     repeated = [dim for dim in range(len(new)) if old[dim] == 1 and new[dim] > 1]
-    c.put(out, [*layers, *(spread(c.fresh(new[dim]), dim, len(new)) for dim in repeated)])
+    c.put(out, [*layers, *(spread(c.fresh_copies(new[dim]), dim, len(new)) for dim in repeated)])
 
 
 @rule("aten.meshgrid", "aten.broadcast_tensors")
