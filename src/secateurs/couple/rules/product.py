@@ -34,7 +34,7 @@ def linear(c: Coupler, node: Node) -> None:
     c.put(node.outputs[0], layers)
 
 
-@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot")
+@rule("aten.matmul", "aten.bmm", "aten.mm", "aten.mv", "aten.dot", "aten.vdot")
 def matmul(c: Coupler, node: Node) -> None:
     """`y[.., m, n] = a[.., m, k] b[.., k, n]` with broadcasting batch axes."""
     given = list(arguments(node).values())
