@@ -35,6 +35,7 @@ from secateurs.score import score
 from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
+from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -55,9 +56,9 @@ __all__ = [
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
     "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
-    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks", "measure", "pack",
-    "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify", "steps",
-    "train_prune_loop", "unpack",
+    "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError",
+    "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
+    "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
+    "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify",
+    "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip
