@@ -21,6 +21,7 @@ from secateurs.cost import Cost, count
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.cut import CutResult, cut, cut_detailed
 from secateurs.cut.compare import Difference
+from secateurs.cut.dead import DeadRemoval, remove_dead
 from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
@@ -53,12 +54,12 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
-    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
-    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
-    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError",
-    "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
-    "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
-    "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify",
-    "steps", "train_prune_loop", "unpack",
+    "CriteriaComparison", "CutResult", "DeadRemoval", "DeviceError", "Difference", "Distill", "FineTune",
+    "GradientRegrowth", "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult",
+    "Measurement", "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result",
+    "SecateursError", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "list", "load", "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct",
+    "remove_dead", "save", "score", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip
