@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateurs.base.errors import UnknownNameError, explain, nearest
+from secateurs.base.errors import PlanError, UnknownNameError, explain, nearest
 from secateurs.capture.graph import Graph, Node
 from secateurs.capture.program import follows_inputs
 from secateurs.capture.trace import capture, check_inputs
@@ -110,28 +110,31 @@ class _Removal:
         """Unread units first: nothing of them is missed, whatever they put out. Then those that put out a constant."""
         names = set(_tensors(model))
         made: CutResult | None = None
-        steps: list[Plan] = []
+        whole: Plan | None = None
         while True:
             groups = self.groups(model)
             wires = _Wires(groups, model)
-            unread = spare_one(groups, wires.unread())
+            unread = wires.unread()
             if unread.any():
-                made = self.cut(model, groups, unread)
-                model = made.model
+                step = self.cut(model, groups, unread)
+                found: tuple[CutResult, nn.Module] | None = (step, step.model)
             else:
                 self.left = []
-                silent = spare_one(groups, wires.silent())
-                found = self.cut_silent(model, groups, silent)
-                if found is None:
-                    break
-                made, model = found
-            steps.append(made.plan)
+                found = self.cut_silent(model, groups, spare_one(groups, wires.silent()))
+            if found is None:
+                break
+            try:
+                whole = found[0].plan if whole is None else _joined(whole, found[0].plan, names)
+            except PlanError as error:
+                self.left.append(f"no plan for the original removes what is dead now: {error}")
+                break
+            made, model = found
             for item in made.plan.groups:
                 if len(item.kept) < item.size:
                     self.removed[item.name] = self.removed.get(item.name, 0) + item.size - len(item.kept)
-        if made is None:
+        if made is None or whole is None:
             return self.cut(model, groups, np.zeros(groups.units, dtype=np.bool_))
-        return CutResult(model, made.form, _joined(steps, names), made.proof, made.why_graph)
+        return CutResult(model, made.form, whole, made.proof, made.why_graph)
 
     def groups(self, model: nn.Module) -> Groups:
         graph = capture(model, self.args, kwargs=self.keywords)
@@ -165,17 +168,14 @@ class _Removal:
         return None
 
 
-def _joined(steps: list[Plan], names: set[str]) -> Plan:
-    """One plan for the original, whose tensors have these names.
+def _joined(first: Plan, later: Plan, names: set[str]) -> Plan:
+    """One plan for the original, whose tensors have these names. Raises `PlanError`.
 
     Between the steps, layers without a bias may have been given one, so a step need not begin with the very counts that
     the one before predicted.
     """
-    whole = steps[0]
-    for later in steps[1:]:
-        removed = {name: dims for name, dims in later.removed.items() if name in names}
-        whole = compose(whole, replace(later, removed=removed, before=whole.after))
-    return whole
+    removed = {name: dims for name, dims in later.removed.items() if name in names}
+    return compose(first, replace(later, removed=removed, before=first.after))
 
 
 def spare_one(groups: Groups, dead: Bools) -> Bools:
