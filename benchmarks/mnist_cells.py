@@ -11,11 +11,11 @@ from benchmarks.mnist_train import Training
 COPIES = 6
 """Copies of every training image: itself and five that are distorted."""
 
-TEACHERS = (("lenet_5", 0), ("lenet_5", 1), ("lenet_5", 2))
+TEACHERS = (("lenet_5", 0), ("lenet_5", 1))
 """The dense augmented networks, by seed, whose mean logits teach."""
 
 COLUMNS = {
-    "augmented": "distorted copies, distilled from three dense LeNet-5",
+    "augmented": "distorted copies, distilled from two dense LeNet-5",
     "plain": "the training images as they are, no teacher",
 }
 
@@ -54,16 +54,18 @@ BARS = {
 def _stages(net: str, column: str) -> tuple[Stage, ...]:
     taught = column == "augmented"
     alpha = 0.9 if taught else 0.0
+    sharing = Sharing(4, 4, Training(1, 5e-4, 128, alpha=alpha))
     if net == "lenet_300_100":
-        sparse = Sparse(Training(20 if taught else 12, 3e-3, 256, alpha=alpha))
-        sharing = Sharing(4, 4, Training(2, 1e-3, 256, alpha=alpha))
-        return (Stage(22, None, sparse, sharing), Stage(56, 22, sparse, sharing), Stage(90, 56, sparse, sharing))
-    sparse = Sparse(Training(10 if taught else 6, 4e-3, 256, alpha=alpha))
-    sharing = Sharing(4, 4, Training(1, 1e-3, 256, alpha=alpha))
+        first, then, last = (
+            Sparse(Training(epochs if taught else epochs // 2, 2e-3, 128, alpha=alpha), every=100)
+            for epochs in (30, 30, 20)
+        )
+        return (Stage(22, None, first, sharing), Stage(56, 22, then, sharing), Stage(90, 56, last, sharing))
+    sparse = Sparse(Training(12 if taught else 8, 3e-3, 128, alpha=alpha))
     return (Stage(108, None, sparse, sharing, (8, 24, 96)), Stage(246, 108, sparse, sharing))
 
 
-DENSE = {"lenet_300_100": Training(6, 2e-3, 256), "lenet_5": Training(3, 3e-3, 256)}
+DENSE = {"lenet_300_100": Training(8, 2e-3, 256), "lenet_5": Training(3, 2e-3, 128)}
 STAGES = {(net, column): _stages(net, column) for net in DENSE for column in COLUMNS}
 
 

@@ -26,10 +26,10 @@ class Sparse:
     """
 
     training: Training
-    mode: str = "dense-update"
+    mode: str = "hard"
     gradual: float = 0.7
-    every: int = 100
-    power: float = 0.0
+    every: int = 50
+    power: float = 0.5
 
 
 def sparsified(
@@ -73,7 +73,7 @@ class Sharing:
 
 def shared(model: nn.Module, wanted: Sharing, feed: Feed, *, seed: int) -> tuple[nn.Module, dict[str, Coded]]:
     """The model with shared weights, the codebooks and biases trained, and its tensors as they go into a file."""
-    found = share_weights(model, wanted.bits, seed=seed)
+    found = share_weights(model, wanted.bits, start="optimal", seed=seed)
     train(found, feed, wanted.training, seed=seed)
     plain, coded = found.plain(), found.coded()
     for name, item in plain.named_parameters():

@@ -1,4 +1,4 @@
-"""LeNet-300-100 and LeNet-5, any number of units wide, and the same numbers faster while LeNet-5 is trained.
+"""LeNet-300-100 and LeNet-5, any number of units wide, and cutting both.
 
 LeNet-5 is the 20-50-500-10 form of Caffe and of the compression papers, with ReLU behind both poolings. LeCun, Bottou,
 Bengio, Haffner: Gradient-based learning applied to document recognition, 1998.
@@ -53,68 +53,6 @@ def build(name: str, widths: Sequence[int] | None = None) -> nn.Module:
     """The network of this name, as wide as published or as given."""
     kind: type[nn.Module] = {"lenet_300_100": LeNet300, "lenet_5": LeNet5}[name]
     return kind(*(widths or WIDTHS[name]))
-
-
-def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """`model(images)` for images [N, 28, 28], several times faster for LeNet-5 when its gradients are wanted."""
-    if isinstance(model, LeNet5):
-        x = images.permute(1, 2, 0).contiguous().unsqueeze(0)
-        for layer in (model.conv1, model.conv2):
-            pooled = _Pooled.apply(x, layer.weight)
-            x = F.relu(pooled + layer.bias.view(-1, 1, 1, 1))
-        return model.fc2(F.relu(model.fc1(x.flatten(0, 2).t())))
-    return model(images.unsqueeze(1))
-
-
-class _Pooled(torch.autograd.Function):
-    """Max pooling of a 5x5 convolution as one matrix product: [C, H, W, N], [O, C, 5, 5] -> [O, h, w, N].
-
-    With the images along the last axis, copies and sums run over whole vectors. The four places of a pooling window are
-    four blocks of columns; the first of equal ones is the largest, as in PyTorch.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        channels, rows, columns, images = x.shape
-        h, w = (rows - 4) // 2, (columns - 4) // 2
-        patches = _windows(x, h, w).reshape(channels * 25, 4 * h * w * images)
-        places = (weight.flatten(1) @ patches).view(len(weight), 4, h, w, images)
-        ctx.save_for_backward(patches, weight, places)
-        ctx.shape, ctx.wanted = x.shape, ctx.needs_input_grad[0]
-        upper, lower = torch.maximum(places[:, 0], places[:, 1]), torch.maximum(places[:, 2], places[:, 3])
-        return torch.maximum(upper, lower)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-        patches, weight, places = ctx.saved_tensors
-        upper, lower = torch.maximum(places[:, 0], places[:, 1]), torch.maximum(places[:, 2], places[:, 3])
-        each = torch.empty_like(places)
-        below = gradient * (lower > upper)
-        above = gradient - below
-        torch.mul(above, places[:, 1] > places[:, 0], out=each[:, 1])
-        torch.sub(above, each[:, 1], out=each[:, 0])
-        torch.mul(below, places[:, 3] > places[:, 2], out=each[:, 3])
-        torch.sub(below, each[:, 3], out=each[:, 2])
-        flat = each.view(len(weight), -1)
-        slopes = (flat @ patches.t()).view(weight.shape)
-        if not ctx.wanted:
-            return None, slopes
-        x = gradient.new_zeros(ctx.shape)
-        h, w = gradient.shape[1:3]
-        carried = (weight.flatten(1).t() @ flat).view(_windows(x, h, w).shape)
-        for r in range(5):
-            for s in range(5):
-                for a in range(2):
-                    for b in range(2):
-                        x[:, r + a : r + a + 2 * h : 2, s + b : s + b + 2 * w : 2] += carried[:, r, s, a, b]
-        return x, slopes
-
-
-def _windows(x: Tensor, h: int, w: int) -> Tensor:
-    """View [C, 5, 5, 2, 2, h, w, N]: what is under the kernel's 5 x 5 at the 2 x 2 places of h x w pooling windows."""
-    c, down, right, n = x.stride()
-    shape = (len(x), 5, 5, 2, 2, h, w, x.shape[3])
-    return x.as_strided(shape, (c, down, right, down, right, 2 * down, 2 * right, n))
 
 
 def narrowed(model: nn.Module, widths: Sequence[int]) -> nn.Module:

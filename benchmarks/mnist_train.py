@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.mnist_data import scaled
-from benchmarks.mnist_nets import logits
 from secateurs.base.seeds import seeded
 from secateurs.sparsity import Sparsifier
 from secateurs.train.distill import soft_loss
@@ -73,6 +72,7 @@ def train(
 
     `memory` is filled with Adam's running means of squared gradients, by parameter name.
     """
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast
     parameters = [item for item in model.parameters() if item.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=wanted.lr, weight_decay=wanted.decay, fused=True)
     total, step = wanted.epochs * feed.steps(wanted.batch), 0
@@ -82,7 +82,7 @@ def train(
             for images, labels, teacher in feed.epoch(wanted.batch):
                 for group in optimizer.param_groups:
                     group["lr"] = wanted.lr * rate(step / total)
-                loss = loss_of(logits(model, images), labels, teacher, wanted)
+                loss = loss_of(model(images.unsqueeze(1)), labels, teacher, wanted)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -96,7 +96,7 @@ def train(
                     sparsifier.step()
             if on_epoch is not None:
                 on_epoch(epoch, losses / feed.steps(wanted.batch))
-    return model
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def rate(done: float) -> float:
