@@ -49,7 +49,15 @@ OUT = ROOT / "benchmarks" / "results" / "mnist.json"
 HELD_OUT = 10_000
 POOL_SEED = 1
 
-NOTES: list[str] = []
+NOTES = [
+    "Settings were chosen on the last 10,000 training images, training on the first 50,000 without a teacher, seed 0:"
+    " LeNet-300-100 from a dense one of 2.4 % (4 epochs) to 1/56 in 8 epochs of batch 256, rate 3e-3.",
+    "Dense-update masks, strong distortions (turns of 10 degrees): 20.8 % by |w|, 4.4 % by |w| v^(1/2). By magnitude alone"
+    " the last layer keeps 59 of its 1,000 weights. Perhaps, as Adam moves masked weights as far as the others, masks do"
+    " not settle in so few steps.",
+    "Hard masks, the distortions of now: 2.63 % by |w|, 2.26 % by |w| v^(1/4), which was taken, 2.34 % by |w| v^(1/2).",
+    "The widths to which LeNet-5 is cut first (8, 24, 96) were set for speed, not compared with others.",
+]
 
 
 class Bench:
@@ -120,6 +128,7 @@ class Bench:
         taught = taught and column == "augmented"
         if (column, taught) not in self._feeds:
             pool = self.images.unsqueeze(0) if column == "plain" else self._pool()
+            pool = pool[: plan.TAUGHT] if taught else pool
             self._feeds[column, taught] = Feed(pool, self.labels, self._said(pool) if taught else None)
         return self._feeds[column, taught]
 
@@ -132,7 +141,7 @@ class Bench:
     def _said(self, pool: Tensor) -> Tensor:
         """The teachers' mean logits [copies, N, 10] for every image of the pool."""
         wanted = [plan.settings(net, "augmented", None) for net, _ in plan.TEACHERS]
-        digest = hashlib.sha256(json.dumps([wanted, plan.TEACHERS]).encode()).hexdigest()[:10]
+        digest = hashlib.sha256(json.dumps([wanted, plan.TEACHERS, len(pool)]).encode()).hexdigest()[:10]
         path = self.work / f"taught-{digest}.npy"
         if not path.exists():
             teachers = [self.model(net, None, "augmented", seed) for net, seed in plan.TEACHERS]

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.mnist_compress import Sharing, Sparse
 from benchmarks.mnist_train import Training
 
-COPIES = 6
-"""Copies of every training image: itself and five that are distorted."""
+COPIES, TAUGHT = 6, 4
+"""Copies of every training image, itself the first and the others distorted; how many of them a teacher speaks of."""
 
 TEACHERS = (("lenet_5", 0), ("lenet_5", 1))
 """The dense augmented networks, by seed, whose mean logits teach."""
@@ -79,7 +79,8 @@ def settings(net: str, column: str, keep: int | None) -> dict[str, Any]:
     if keep is None:
         return {**augmented, "training": asdict(DENSE[net])}
     mine = stage(net, column, keep)
-    teacher = {"teacher": [settings(name, column, None) for name, _ in TEACHERS]} if mine.sparse.training.alpha else {}
+    taught = {"taught": TAUGHT, "teachers": [[*item, settings(item[0], column, None)] for item in TEACHERS]}
+    teacher = taught if mine.sparse.training.alpha else {}
     return {**augmented, **teacher, "stage": asdict(mine), "before": settings(net, column, mine.start)}
 
 

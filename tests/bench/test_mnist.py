@@ -174,7 +174,7 @@ def test_cells_are_made_in_order_and_carry_the_settings_of_what_they_begin_with(
             assert settings["before"] == mnist_cells.settings(net, column, start)
             assert mnist_cells.epochs(net, column, keep) > mnist_cells.epochs(net, column, start)
             assert names.index(name) > names.index(f"{net}-{start or 'dense'}-{column}-{seed}")
-            assert ("teacher" in settings) == (column == "augmented")
+            assert ("teachers" in settings) == (column == "augmented")
 
 
 def test_says_where_the_data_is_missing(tmp_path: Path, monkeypatch, capsys):
