@@ -52,9 +52,9 @@ POOL_SEED = 1
 NOTES = [
     "Settings were chosen on the last 10,000 training images, training on the first 50,000 without a teacher, seed 0:"
     " LeNet-300-100 from a dense one of 2.4 % (4 epochs) to 1/56 in 8 epochs of batch 256, rate 3e-3.",
-    "Dense-update masks, strong distortions (turns of 10 degrees): 20.8 % by |w|, 4.4 % by |w| v^(1/2). By magnitude alone"
-    " the last layer keeps 59 of its 1,000 weights. Perhaps, as Adam moves masked weights as far as the others, masks do"
-    " not settle in so few steps.",
+    "Dense-update masks, strong distortions (turns of 10 degrees): 20.8 % by |w|, 4.4 % by |w| v^(1/2). By |w| alone"
+    " the last layer keeps 59 of its 1,000 weights. Perhaps, as Adam moves masked weights as far as the others, masks"
+    " do not settle in so few steps.",
     "Hard masks, the distortions of now: 2.63 % by |w|, 2.26 % by |w| v^(1/4), which was taken, 2.34 % by |w| v^(1/2).",
     "The widths to which LeNet-5 is cut first (8, 24, 96) were set for speed, not compared with others.",
 ]
