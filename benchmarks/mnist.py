@@ -9,9 +9,10 @@ says how it is trained: `augmented` (distorted copies of the images, and a teach
 the papers did. Cells follow each other: to 1/56 one goes by way of 1/22, and what a cell needs is made first. Finished
 ones are kept in `results/mnist.json` with the settings that made them, models and files in `--work`.
 
-Test images are for the final figures alone. Settings were chosen with `--validate`, which trains on the first 50,000
-training images and judges by the other 10,000. The error that counts is that of the model that `sec.unpack` reads from
-the file; its size counts every byte, against four bytes for each parameter of the original.
+Test images are for the final figures alone. `--validate` trains on the first 50,000 training images and judges by the
+other 10,000 (which the teachers, and only they, have seen): for choosing settings and the smallest KEEP. The error that
+counts is that of the model that `sec.unpack` reads from the file; its size counts every byte, against four bytes for
+each parameter of the original.
 
 Papers: Han et al. 2015 (arXiv 1506.02626) and 2016 (1510.00149), Guo et al. 2016 (1608.04493), Ye et al. 2019
 (1903.09769, progressive ADMM).
@@ -64,6 +65,7 @@ class Bench:
     """Data, dense networks and teachers, made when they are first needed."""
 
     def __init__(self, data: Path, work: Path, validate: bool) -> None:
+        self.data, self.root, self.validate = data, work, validate
         self.work = work / ("validate" if validate else "test")
         self.work.mkdir(parents=True, exist_ok=True)
         images, labels = mnist_data.read(data, "train")
@@ -133,13 +135,21 @@ class Bench:
         return self._feeds[column, taught]
 
     def _pool(self) -> Tensor:
+        if self.validate:
+            return (
+                Bench(self.data, self.root, validate=False).feed("augmented", taught=False).pool[:, : len(self.labels)]
+            )
         path = self.work / f"pool-{plan.COPIES}.npy"
         if not path.exists():
             np.save(path, mnist_data.pool(self.images, plan.COPIES, POOL_SEED).numpy())
         return torch.from_numpy(np.load(path))
 
     def _said(self, pool: Tensor) -> Tensor:
-        """The teachers' mean logits [copies, N, 10] for every image of the pool."""
+        """The teachers' mean logits [copies, N, 10] for every image of the pool; the same in validation, of fewer."""
+        if self.validate:
+            whole = Bench(self.data, self.root, validate=False).feed("augmented", taught=True)
+            assert whole.teacher is not None
+            return whole.teacher[:, : pool.shape[1]]
         wanted = [plan.settings(net, "augmented", None) for net, _ in plan.TEACHERS]
         digest = hashlib.sha256(json.dumps([wanted, plan.TEACHERS, len(pool)]).encode()).hexdigest()[:10]
         path = self.work / f"taught-{digest}.npy"
