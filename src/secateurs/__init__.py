@@ -37,6 +37,7 @@ from secateurs.score import score
 from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
+from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -57,9 +58,9 @@ __all__ = [
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
     "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError",
-    "Sensitivity", "Soft", "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError",
-    "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count",
-    "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load",
-    "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "sensitivity",
-    "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "Sensitivity", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "list", "load", "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save",
+    "score", "sensitivity", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

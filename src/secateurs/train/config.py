@@ -10,6 +10,7 @@ from typing import Any
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
+from secateurs.sparsity.settings import Sparsity
 from secateurs.train.distill import Distill
 from secateurs.train.penalty import Penalty
 from secateurs.train.soft import Soft
@@ -28,7 +29,8 @@ class FineTune:
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
     `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
-    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return.
+    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return;
+    `sparsity` puts zeros in place as its schedule says and holds them.
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -38,6 +40,7 @@ class FineTune:
 
     *How long.* `epochs` passes of at most `batches` batches. With a metric (`evaluate` or `validation`), training
     stops after `patience` epochs without a new best one, and `keep="best"` gives back the weights that reached it.
+    With `sparsity`, epochs before the final sparsity is reached count for neither.
 
     *Where.* `accelerator="model"` trains on the device that holds the model; other values, `devices`, `strategy`
     (`"auto"` or `"ddp"`), `nodes` and `precision` (`"32-true"` or `"bf16-mixed"`) are Lightning Fabric's. Under
@@ -64,6 +67,7 @@ class FineTune:
     distil: Distill | None = None
     penalty: Penalty | None = None
     soft: Soft | None = None
+    sparsity: Sparsity | None = None
     batches: int | None = None
     patience: int | None = None
     keep: str = "last"
@@ -101,6 +105,10 @@ class FineTune:
         for milestone in self.milestones:
             _finite("milestones", milestone, above=0.0, below=1.0)
         check_seed(self.seed)
+        if self.soft is not None and self.sparsity is not None:
+            raise InputError(
+                explain("FineTune has both `soft` and `sparsity`", next_step="let one of them decide what becomes zero")
+            )
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
@@ -109,6 +117,9 @@ class FineTune:
         for part in ("distil", "penalty", "soft"):
             given = getattr(self, part)
             data[part] = given.identity() if given is not None else None
+        del data["sparsity"]
+        if self.sparsity is not None:
+            data["sparsity"] = self.sparsity.identity()
         if not isinstance(self.loss, str):
             data["loss"] = _callable_name(self.loss)
         return data
