@@ -44,8 +44,8 @@ def memory_references(weight: Tensor, activation: Tensor, *, axes: int = 1, grou
     Raises `InputError` for shapes that do not fit.
     """
     rank = weight.dim() - 2
-    fits = rank >= 0 and activation.dim() in (weight.dim(), 2) and axes in (1, 2)
-    if not (fits and (activation.dim() == weight.dim()) and activation.shape[1] == weight.shape[1] * groups):
+    fits = rank >= 0 and activation.dim() == weight.dim() and axes in (1, 2)
+    if not (fits and activation.shape[1] == weight.shape[1] * groups):
         raise InputError(
             explain(
                 "The weight and what it reads do not fit",
@@ -68,7 +68,7 @@ def memory_references(weight: Tensor, activation: Tensor, *, axes: int = 1, grou
 
 
 def _merged(kernels: Tensor, images: Tensor) -> int:
-    """Over all pairs of a kernel `[I, kernels, *K]` and an image `[I, images, *X]` of one channel: places both reach."""
+    """Places that a kernel `[I, kernels, *K]` reaches on an image `[I, images, *X]`, over all pairs of one channel."""
     sizes = kernels.shape[2:]
     shapes, which = torch.unique(kernels.flatten(0, 1).flatten(1), dim=0, return_inverse=True)
     which = which.reshape(kernels.shape[:2])
