@@ -34,7 +34,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.granularity_cells import FIXED, PATTERNS, SETTINGS, Cell, LeNetStudy, ResNetStudy, cells
+from benchmarks.granularity_cells import FIXED, PATTERNS, SETTINGS, Cell, LeNetStudy, ResNetStudy, cells, recipe
 from secateurs.base.files import write_text
 from secateurs.device.environment import Environment
 from secateurs.report.figures.theme import finish, panels, plotly
@@ -173,15 +173,16 @@ def figure(data: Mapping[str, Any]) -> Any:
 
 
 def stored(path: Path) -> list[Row]:
-    """The rows that these settings made."""
+    """The rows that were made as these settings say."""
     found = json.loads(path.read_text()) if path.exists() else {}
-    return [row for row in found.get("rows", []) if found["settings"].get(row["network"]) == SETTINGS[row["network"]]]
+    return [row for row in found.get("rows", []) if found["recipes"].get(row["network"]) == recipe(row["network"])]
 
 
 def write(path: Path, rows: list[Row]) -> None:
     done = {key(row) for row in rows}
     found = {
-        "settings": SETTINGS, "environment": asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread")),
+        "settings": SETTINGS, "recipes": {network: recipe(network) for network in SETTINGS},
+        "environment": asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread")),
         "missing": [list(cell) for cell in cells() if cell not in done], **summary(rows), "rows": rows,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ PATTERNS = {
 
 SETTINGS: dict[str, Any] = {
     "lenet5": {
-        "network": "20-50-500-10, trained here", "seeds": [0, 1, 2], "densities": [0.2, 0.1],
+        "network": "20-50-500-10, trained here", "seeds": [0, 1, 2], "densities": [0.4, 0.2, 0.1],
         "dense": {"images": 20000, "epochs": 2, "lr": 2e-3, "batch": 64},
         "retrain": {"images": 5000, "epochs": 1, "lr": 1e-3, "batch": 64, "temperature": 4.0, "alpha": 0.7},
         "test_images": 10000,
@@ -48,15 +48,31 @@ FIXED = {"2:4": 0.5}
 
 
 def cells() -> list[Cell]:
-    """Every cell, the most telling first: all patterns at one density before the next."""
+    """Every cell, the most telling first: the middle density with all seeds, then what surrounds it."""
+    lenet, resnet = SETTINGS["lenet5"], SETTINGS["resnet20"]
     found: list[Cell] = []
-    for network in ("lenet5", "resnet20"):
-        wanted = SETTINGS[network]
-        for seed in wanted["seeds"]:
-            for density in wanted["densities"]:
-                found += [(network, pattern, density, seed) for pattern in PATTERNS if pattern not in FIXED]
-            found += [(network, pattern, FIXED["2:4"], seed) for pattern in ("2:4", "weight")]
+    for seed in lenet["seeds"]:
+        found += [*_row("lenet5", 0.2, seed), *_fixed("lenet5", seed)]
+    for seed in resnet["seeds"]:
+        found += [cell for density in resnet["densities"] for cell in _row("resnet20", density, seed)]
+        found += _fixed("resnet20", seed)
+    found += [
+        cell for seed in lenet["seeds"] for density in lenet["densities"] for cell in _row("lenet5", density, seed)
+    ]
     return list(dict.fromkeys(found))
+
+
+def _row(network: str, density: float, seed: int) -> list[Cell]:
+    return [(network, pattern, density, seed) for pattern in PATTERNS if pattern not in FIXED]
+
+
+def _fixed(network: str, seed: int) -> list[Cell]:
+    return [(network, pattern, density, seed) for name, density in FIXED.items() for pattern in (name, "weight")]
+
+
+def recipe(network: str) -> dict[str, Any]:
+    """What decides a cell, as data: all settings but the lists that say which cells there are."""
+    return {name: value for name, value in SETTINGS[network].items() if name not in ("densities", "seeds")}
 
 
 class LeNet5(nn.Module):
@@ -91,6 +107,7 @@ class LeNetStudy:
         self.train, self.test = mnist(data, "train"), mnist(data, "t10k")
         held = (part[: self.wanted["test_images"]].split(500) for part in self.test)
         self.judge = sec.accuracy(list(zip(*held, strict=True)))
+        self._dense: dict[int, float] = {}
 
     def dense(self, seed: int) -> LeNet5:
         path = self.work / f"lenet5-{seed}.safetensors"
@@ -114,9 +131,10 @@ class LeNetStudy:
         found = facts(model, masks, pattern)
         rest = sec.masks(model, 1 - density, only=linear)
         with sec.sparsify(model, {**masks, **rest}), seeded(seed):
-            found["accuracy_pruned"] = self.judge(model)
             self._train(model, self.wanted["retrain"], dense)
-        return {**found, "accuracy": self.judge(model.eval()), "accuracy_dense": self.judge(dense)}
+        if seed not in self._dense:
+            self._dense[seed] = self.judge(dense)
+        return {**found, "accuracy": self.judge(model.eval()), "accuracy_dense": self._dense[seed]}
 
     def _train(self, model: nn.Module, wanted: dict[str, Any], teacher: nn.Module | None) -> None:
         """Adam with cosine decay, on the first images; with a teacher, its softened answers count too."""

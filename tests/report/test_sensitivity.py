@@ -213,7 +213,7 @@ def test_json_there_and_back_and_nothing_else_is_taken() -> None:
 
 
 def test_prints_the_story() -> None:
-    text = str(curve(0.9, 0.85, 0.1, tolerance=0.05))
+    text = " ".join(str(curve(0.9, 0.85, 0.1, tolerance=0.05)).split())
     assert "Baseline 0.9000" in text
     assert "within 0.05" in text and "20%" in text
     assert "would lose 20.0% of the weights" in text

@@ -69,9 +69,11 @@ class Sensitivity:
         """`largest` without the layers that stand nothing: what `sec.masks` and `sec.sparsify` take as `sparsity`."""
         return {layer: share for layer, share in self.largest(tolerance, record=record).items() if share > 0}
 
-    def removed(self, tolerance: float | None = None) -> float:
+    def removed(self, tolerance: float | None = None, *, record: str = "last_pass") -> float:
         """The share of all weights (channels) that `targets` would make zero in all layers together."""
-        found = self.largest(tolerance)
+        return self._share(self.largest(tolerance, record=record))
+
+    def _share(self, found: Mapping[str, float]) -> float:
         total = sum(self.sizes.values())
         return sum(found[layer] * size for layer, size in self.sizes.items()) / total if total else 0.0
 
@@ -136,12 +138,16 @@ class Sensitivity:
                 )
             ) from error
 
-    def tables(self, tolerance: float | None = None) -> list[RenderableType]:
+    def tables(self, tolerance: float | None = None, *, record: str = "last_pass") -> list[RenderableType]:
         """What `print` shows: the metric by layer and fraction, and what each layer bears."""
         allowed = self.tolerance if tolerance is None else tolerance
-        parts: list[RenderableType] = [Text(self._heading()), self._table(allowed)]
-        if allowed is not None and self.metric:
-            parts.append(Text(self._story(allowed)))
+        found = None if allowed is None else self.largest(allowed, record=record)
+        parts: list[RenderableType] = [
+            Text(self._heading()),
+            self._table(found, f"within {allowed:g}" if found else ""),
+        ]
+        if found:
+            parts.append(Text(self._story(found, f"{allowed:g}")))
         return parts
 
     def __str__(self) -> str:
@@ -152,14 +158,13 @@ class Sensitivity:
         what = "channels of coupled layers silenced" if self.pattern == CHANNEL else f"zeros in pattern {self.pattern}"
         return f"Baseline {self.baseline:.4f}. Each layer alone, {what}{ranked}, not retrained; metric by fraction:"
 
-    def _table(self, allowed: float | None) -> Table:
+    def _table(self, found: Mapping[str, float] | None, heading: str) -> Table:
         shown = _spread(len(self.fractions))
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("layer", overflow="fold")
         columns = [f"{100 * self.fractions[place]:.3g}%" for place in shown]
-        found = None if allowed is None else self.largest(allowed)
         unit = "channels" if self.pattern == CHANNEL else "weights"
-        for name in (unit, *columns, *([] if found is None else [f"within {allowed:g}"])):
+        for name in (unit, *columns, *([] if found is None else [heading])):
             table.add_column(name, justify="right")
         for layer, row in self.metric.items():
             cells = ["-" if (value := row[place]) is None else f"{value:.3f}" for place in shown]
@@ -168,14 +173,13 @@ class Sensitivity:
             table.add_row(*map(Text, (layer.removesuffix(".weight"), size, *cells, *last)))
         return table
 
-    def _story(self, allowed: float) -> str:
-        found = self.largest(allowed)
+    def _story(self, found: Mapping[str, float], allowed: str) -> str:
         least, most = (_named(found, end(found.values())) for end in (min, max))
         unit = "channels" if self.pattern == CHANNEL else "weights"
-        spread = f"{least} bears least and {most} most" if least != most else f"all bear the same: {least}"
+        spread = f"least: {least}; most: {most}" if least != most else f"all the same: {least}"
         return (
-            f"Within {allowed:g} of the baseline, {spread}. All layers at once would lose {self.removed(allowed):.1%} "
-            f"of the {unit}, and more of the metric than each alone."
+            f"What each layer bears within {allowed} of the baseline, {spread}. All layers at once would lose "
+            f"{self._share(found):.1%} of the {unit}, and more of the metric than each alone."
         )
 
 
