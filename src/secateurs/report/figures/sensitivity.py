@@ -55,8 +55,8 @@ def draw_sensitivity(found: Sensitivity, tolerance: float | None = None) -> Any:
     """
     lines = curves(found, tolerance)
     allowed = found.tolerance if tolerance is None else tolerance
-    unit = "channels" if found.pattern == CHANNEL else f"weights ({found.pattern})"
-    titles = [f"metric when one layer alone loses {unit}"]
+    what = {CHANNEL: "channels", "weight": "weights"}.get(found.pattern, f"weights in {found.pattern}")
+    titles = [f"metric when one layer alone loses {what}"]
     if allowed is not None:
         titles.append(f"largest fraction within {allowed:g}")
     widths = {} if allowed is None else {"column_widths": [0.64, 0.36], "horizontal_spacing": 0.16}
