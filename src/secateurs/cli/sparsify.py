@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
 import secateurs as sec
 from secateurs.base.errors import InputError, explain
-from secateurs.base.files import write_folder
 from secateurs.capture.copying import copied
-from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model, existing
+from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
-from secateurs.deliver.tensors import write_state
-from secateurs.pack.ledger import Ledger
-from secateurs.report.sensitivity import CHANNEL, Sensitivity
+from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
 from secateurs.report.sparsity import sparsity_report, sparsity_tables
 from secateurs.sparsity.settings import Sparsity
-from secateurs.train.evaluate import checked_metric
 
-WEIGHTS, REPORT = "model.safetensors", "sparsity.json"
 SCHEDULES = ("one-shot", "gradual")
-HELD = Sparsity(hold_zeros=True)
 REACHED = "75%"
 """The part of a gradual training after which the final sparsity holds."""
 
@@ -126,7 +115,7 @@ def sparsify(
 ) -> None:
     """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
     _check(context, epochs, data, evaluate, max_drop, schedule)
-    share, form = _wanted(sparsity, targets, tolerance, pattern)
+    share, form = wanted(sparsity, targets, tolerance, pattern)
     asked = Sparsity(
         share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
     )
@@ -138,118 +127,21 @@ def sparsify(
         stage("build")
         network = build_model(model, weights, seed)
         original = copied(network, {})
-        judge = _Judge(function(evaluate), stage)
+        judge = Judge(function(evaluate), stage)
         judge("original", network)
-        network, names = _made(network, asked, config, loader(data), judge, checkpoints)
+        network, names = made(network, asked, config, loader(data), judge, checkpoints)
         stage("pack")
-        ledger = _packed(network, original)
+        ledger = packed(network, original)
         report = {
-            "model": model, "asked": _plain(asked), **sparsity_report(network, names, ledger, judge.metric),
+            "model": model, "asked": plain(asked), **sparsity_report(network, names, ledger, judge.metric),
             "met": max_drop is None or judge.drop <= max_drop,
         }  # fmt: skip
         if out is not None:
             stage("save")
-            _save(network, report, out)
+            save(network, report, out)
     show_json(report) if json else show([*sparsity_tables(report), *_ending(out, max_drop, judge.drop)])
     if not report["met"]:
         raise typer.Exit(NOT_MET)
-
-
-class _Judge:
-    """The metric by stage, if there is one."""
-
-    def __init__(self, evaluate: Callable[[nn.Module], float] | None, stage: Callable[[str], None]) -> None:
-        self.evaluate, self.stage = evaluate, stage
-        self.metric: dict[str, float] = {}
-
-    def __call__(self, name: str, network: nn.Module) -> None:
-        if self.evaluate is not None:
-            self.stage(f"evaluate: {name}")
-            self.metric[name] = checked_metric(self.evaluate, network, name)
-
-    @property
-    def drop(self) -> float:
-        """By how much the last metric is lower than the first."""
-        values = list(self.metric.values())
-        return values[0] - values[-1] if values else 0.0
-
-
-def _made(
-    network: nn.Module,
-    asked: Sparsity,
-    config: sec.FineTune | None,
-    data: Any,
-    judge: _Judge,
-    checkpoints: str | None,
-) -> tuple[nn.Module, list[str]]:
-    """The sparse network, which may be the one given, and the names of the weights that were to lose something."""
-    names: list[str] = []
-    if config is None or config.sparsity == HELD:
-        judge.stage("sparsify")
-        with sec.sparsify(
-            network, asked.sparsity, pattern=asked.pattern, importance=asked.importance, scope=asked.scope,
-            distribution=asked.distribution, exclude=asked.exclude,
-        ) as held:  # fmt: skip
-            names = list(held.masks)
-        judge("sparse", network)
-    if config is None:
-        return network, names
-    judge.stage("fine-tune")
-    result = sec.finetune(network, data, config, folder=checkpoints)
-    judge("fine-tuned", result.model)
-    return result.model, names or list(result.masks or {})
-
-
-def _packed(network: nn.Module, original: nn.Module) -> Ledger:
-    """Every byte of the packed file, and what gzip makes of the weights; the file is gone."""
-    with tempfile.TemporaryDirectory() as folder:
-        return sec.pack(network, Path(folder) / "model.sec", gzip=True, original=original)
-
-
-def _save(network: nn.Module, report: dict[str, Any], out: str) -> None:
-    """The folder, whole or not at all. Zeros are +0.0."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.is_floating_point():
-                parameter.add_(0.0)  # -0.0 + 0.0 is +0.0
-    with write_folder(out) as place:
-        write_state(network, place / WEIGHTS)
-        (place / REPORT).write_text(dumps(report, indent=1) + "\n")
-
-
-def _wanted(
-    sparsity: float | None, targets: str | None, tolerance: float | None, pattern: str | None
-) -> tuple[Any, str]:
-    """What each layer is to lose, and the pattern. Raises `InputError` for options that contradict each other."""
-    if targets is None:
-        if tolerance is not None:
-            raise _idle("--tolerance", "--targets", "add --targets FILE, a table of `secateurs sensitivity --out`")
-        return sparsity, pattern or "weight"
-    if sparsity is not None:
-        raise InputError(
-            explain("Both --sparsity and --targets are given", next_step="give one share for all, or the table")
-        )
-    table = Sensitivity.from_json(existing(targets).read_text())
-    if table.pattern == CHANNEL or pattern not in (None, table.pattern):
-        raise InputError(
-            explain(
-                "The table is of another pattern",
-                where=targets,
-                evidence=f"it is of {table.pattern!r}" + ("" if pattern is None else f", and --pattern is {pattern!r}"),
-                next_step="scan with the pattern that you want; channels go with `secateurs prune`",
-            )
-        )
-    found = table.targets(tolerance)
-    if not found:
-        raise InputError(
-            explain(
-                "No layer bears any loss within this tolerance",
-                where=targets,
-                evidence=f"tolerance {table.tolerance if tolerance is None else tolerance}",
-                next_step="allow more with --tolerance",
-            )
-        )
-    return found, table.pattern
 
 
 def _check(
@@ -263,24 +155,9 @@ def _check(
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
     for name in ("data", "lr", "schedule", "checkpoints"):
         if name in given and not epochs:
-            raise _idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
+            raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
-        raise _idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
-
-
-def _idle(option: str, without: str, next_step: str) -> InputError:
-    return InputError(
-        explain("An option has nothing to act on", evidence=f"{option} without {without}", next_step=next_step)
-    )
-
-
-def _plain(asked: Sparsity) -> dict[str, Any]:
-    share = asked.sparsity
-    return {
-        "sparsity": dict(share) if isinstance(share, Mapping) else share, "pattern": str(asked.pattern),
-        "importance": asked.importance, "scope": asked.scope, "distribution": asked.distribution,
-        "exclude": list(asked.exclude),
-    }  # fmt: skip
+        raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
 
 
 def _ending(out: str | None, max_drop: float | None, drop: float) -> list[str]:

@@ -63,7 +63,7 @@ def sensitivity(
     `Sensitivity.largest`. With a `folder`, finished cells are journalled there, and the same call after a crash goes
     on. `on_stage` is told of each fraction as it begins.
 
-    Han et al., 2015 (1506.02626), section 2 of whose scan this is; Xu, Park, Brick, 2018, for channels. Raises
+    Han et al., Learning both Weights and Connections, 2015 (1506.02626); channels: Xu, Park, Brick, 2018. Raises
     `InputError` for arguments that cannot be used, `TrainError` for a metric that is no finite number.
     """
     whole = pattern == CHANNEL
