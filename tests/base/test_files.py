@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from secateurs.base import files
-from secateurs.base.files import WriteError, sha256, write_bytes, write_folder, write_text
+from secateurs.base.files import WriteError, check_folder, sha256, write_bytes, write_folder, write_text
 
 
 @contextmanager
@@ -123,6 +123,21 @@ def test_somebody_elses_files_are_not_lost(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"would be lost.*thesis\.tex"), write_folder(tmp_path) as folder:
         write_text(folder / "plan.json", "{}")
     assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_a_folder_is_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("ours")
+    (tmp_path / "file").write_text("")
+    check_folder(tmp_path / "new" / "out")
+    check_folder(tmp_path / "out", owns=["a"])
+    for place in (tmp_path / "out", tmp_path / "file"):
+        with pytest.raises(WriteError, match="would be lost"):
+            check_folder(place)
+    with pytest.raises(WriteError, match="could not be written"):
+        check_folder(tmp_path / "file" / "below")
+    assert names(tmp_path) == ["file", "new", "out"]
+    assert names(tmp_path / "out") == ["a"] and names(tmp_path / "new") == []
 
 
 def test_a_file_in_the_place_of_the_folder_is_not_lost(tmp_path: Path) -> None:

@@ -268,3 +268,10 @@ def test_version_and_the_command_itself() -> None:
         [sys.executable, "-m", "secateurs.cli", "--version"], capture_output=True, text=True, check=True, timeout=120
     )
     assert shown.stdout.strip() == f"secateurs {sec.__version__}"
+
+
+def test_a_place_that_cannot_take_the_artifact_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    code, out, err = run(*HALF, "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert "would be lost" in err and "capture" not in err

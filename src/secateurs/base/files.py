@@ -78,6 +78,16 @@ def write_folder(path: str | os.PathLike[str], *, owns: Collection[str] = ()) ->
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_folder(path: str | os.PathLike[str], *, owns: Collection[str] = ()) -> None:
+    """Raises `WriteError` now if `write_folder(path, owns=owns)` would refuse later, after the work that fills it."""
+    target = Path(path)
+    with _reporting(target):
+        _refuse_to_lose(target, kept=set(owns))
+        probe = _sibling(target)
+        probe.mkdir()
+        probe.rmdir()
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -24,7 +24,7 @@ from secateurs.cli.arguments import (
 )
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import complete, run
-from secateurs.deliver.artifact import save
+from secateurs.deliver.artifact import check_place, save
 from secateurs.report.tables import result_tables
 
 BESIDE_A_RECIPE = frozenset({"recipe", "checkpoints", "out", "json"})
@@ -208,6 +208,8 @@ def prune(
             device=device,
             seed=seed,
         )
+    if out is not None:
+        check_place(out)
     with progress(quiet=json) as stage:
         result = run(request, on_stage=stage, quiet=json, folder=checkpoints)
         if out is not None:

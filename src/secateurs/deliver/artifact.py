@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from secateurs._version import __version__
 from secateurs.base.errors import ArtifactError, CaptureError, InputError, PlanError, ProofError, explain
-from secateurs.base.files import write_folder
+from secateurs.base.files import check_folder, write_folder
 from secateurs.base.seeds import seeded
 from secateurs.capture import capture
 from secateurs.capture.graph import Graph
@@ -33,6 +33,9 @@ from secateurs.deliver import manifest as listing
 from secateurs.deliver.inputs import rebuild
 from secateurs.deliver.signature import call_difference, signature, tensor_difference
 from secateurs.deliver.tensors import give_biases, load_into, read_state, write_state
+
+FILES = (*listing.REQUIRED, listing.GRAPH, listing.NAME)
+"""Every name that an artifact may hold."""
 
 
 class Deliverable(Protocol):
@@ -68,7 +71,7 @@ def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
             )
         )
     again = {"inputs": result.inputs, "how": result.graph.how, "signature": signature(result.graph)}
-    with write_folder(folder, owns=(*listing.REQUIRED, listing.GRAPH, listing.NAME)) as partial:
+    with write_folder(folder, owns=FILES) as partial:
         write_state(result.model, partial / listing.TENSORS)
         _write(partial / listing.PLAN, result.plan.to_json())
         _write(partial / listing.RECIPE, yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=False))
@@ -77,6 +80,11 @@ def save(result: Deliverable, folder: str | os.PathLike[str]) -> Path:
             _write(partial / listing.GRAPH, result.model.to_json())
         listing.write_manifest(partial, result.form, __version__)
     return Path(folder)
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Raises `WriteError` if `save` could not write there, so that a long run is not lost to a mistyped folder."""
+    check_folder(folder, owns=FILES)
 
 
 def load(
