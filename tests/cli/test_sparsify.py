@@ -162,6 +162,15 @@ def test_patterns_scopes_and_distributions_arrive(run: Run, tmp_path: Path) -> N
     )
 
 
+def test_a_folder_that_holds_something_else_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    code, _, err = run(*SPARSE, "--sparsity", "0.5", "--out", tmp_path)
+    assert code == 2 and "mine.txt" in err and "build" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    code, _, _ = run(*SPARSE, "--sparsity", "0.5", "--out", tmp_path / "s")
+    assert code == 0 and run(*SPARSE, "--sparsity", "0.6", "--out", tmp_path / "s")[0] == 0
+
+
 def test_max_drop_decides_the_exit_code(run: Run) -> None:
     words = [*SPARSE, "--sparsity", "0.9", "--evaluate", "toy:bias"]
     code, out, _ = run(*words, "--max-drop", "100")

@@ -10,11 +10,13 @@ import typer
 
 import secateurs as sec
 from secateurs.base.errors import InputError, explain
+from secateurs.base.files import check_folder
 from secateurs.capture.copying import copied
 from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
 from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
+from secateurs.report.sensitivity import ROUNDING
 from secateurs.report.sparsity import sparsity_report, sparsity_tables
 from secateurs.sparsity.settings import Sparsity
 
@@ -123,6 +125,8 @@ def sparsify(
     if epochs:
         held = replace(asked, schedule=sec.Gradual(0, REACHED)) if schedule == "gradual" else HELD
         config = sec.FineTune(epochs=epochs, lr=lr, sparsity=held, seed=seed, progress=not json)
+    if out is not None:
+        check_folder(out, owns=(WEIGHTS, REPORT))
     with progress(quiet=json) as stage:
         stage("build")
         network = build_model(model, weights, seed)
@@ -134,7 +138,7 @@ def sparsify(
         ledger = packed(network, original)
         report = {
             "model": model, "asked": plain(asked), **sparsity_report(network, names, ledger, judge.metric),
-            "met": max_drop is None or judge.drop <= max_drop,
+            "met": max_drop is None or judge.drop <= max_drop + ROUNDING,
         }  # fmt: skip
         if out is not None:
             stage("save")
@@ -165,7 +169,8 @@ def _ending(out: str | None, max_drop: float | None, drop: float) -> list[str]:
     lines = []
     if max_drop is not None:
         lines.append(
-            f"The metric ended {drop:.4f} lower: {'within' if drop <= max_drop else 'NOT within'} {max_drop:g}."
+            f"The metric ended {abs(drop):.4f} {'lower' if drop > 0 else 'higher'}: "
+            f"{'within' if drop <= max_drop + ROUNDING else 'NOT within'} {max_drop:g}."
         )
     if out is not None:
         lines.append(f"Weights in {Path(out) / WEIGHTS}, this report in {Path(out) / REPORT}.")

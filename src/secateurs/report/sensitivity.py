@@ -196,4 +196,4 @@ def _spread(count: int) -> list[int]:
     return [round((number + 1) * count / shown) - 1 for number in range(shown)]
 
 
-__all__ = ["CHANNEL", "RECORDS", "Sensitivity"]
+__all__ = ["CHANNEL", "RECORDS", "ROUNDING", "Sensitivity"]
