@@ -217,7 +217,7 @@ def test_prints_the_story() -> None:
     assert "Baseline 0.9000" in text
     assert "within 0.05" in text and "20%" in text
     assert "would lose 20.0% of the weights" in text
-    assert "a  " in text and "a.weight" not in text
+    assert " a 10 0.900 0.850 " in text and "a.weight" not in text
     assert "within" not in str(curve(0.9, 0.85))  # nobody has said what may be lost
 
 
