@@ -48,17 +48,17 @@ FIXED = {"2:4": 0.5}
 
 
 def cells() -> list[Cell]:
-    """Every cell, the most telling first: the middle density with all seeds, then what surrounds it."""
-    lenet, resnet = SETTINGS["lenet5"], SETTINGS["resnet20"]
-    found: list[Cell] = []
-    for seed in lenet["seeds"]:
-        found += [*_row("lenet5", 0.2, seed), *_fixed("lenet5", seed)]
-    for seed in resnet["seeds"]:
-        found += [cell for density in resnet["densities"] for cell in _row("resnet20", density, seed)]
-        found += _fixed("resnet20", seed)
-    found += [
-        cell for seed in lenet["seeds"] for density in lenet["densities"] for cell in _row("lenet5", density, seed)
-    ]
+    """Every cell, the most telling first: the middle densities of both networks, then seeds, then what is around."""
+    first = [*_row("lenet5", 0.2, 0), *_fixed("lenet5", 0)]
+    first += [*_row("resnet20", 0.5, 0), *_row("resnet20", 0.3, 0), *_fixed("resnet20", 0)]
+    found = list(first)
+    for network, wanted in SETTINGS.items():
+        for seed in wanted["seeds"]:
+            found += [*_row(network, 0.2, seed), *_fixed(network, seed)]
+    for network, wanted in reversed(SETTINGS.items()):
+        found += [
+            cell for seed in wanted["seeds"] for density in wanted["densities"] for cell in _row(network, density, seed)
+        ]
     return list(dict.fromkeys(found))
 
 

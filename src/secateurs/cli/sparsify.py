@@ -24,7 +24,7 @@ SCHEDULES = ("one-shot", "gradual")
 REACHED = "75%"
 """The part of a gradual training after which the final sparsity holds."""
 
-WHAT, AFTER, RUN = "What becomes zero", "What follows", "The run"
+WHAT, AFTER, RUN = "What goes", "What follows", "The run"
 
 
 def sparsify(
