@@ -258,6 +258,18 @@ def test_channels_have_the_published_grid_and_both_ways_to_record() -> None:
             assert (passing[name], failing[name]) in list(pairwise(steps))
 
 
+def test_channels_by_a_criterion_that_looks_at_data() -> None:
+    model, data = network(), batches()
+    found = sec.sensitivity(model, data=data, pattern="channel", importance="taylor", fractions=[0.5], only=["0"])
+    groups = sec.couple(sec.capture(model, data[0][0]))
+    order = sec.score(groups, model, "taylor", data=data)["0"].argsort(stable=True).tolist()
+    by_hand = network()
+    with torch.no_grad():
+        by_hand[3].weight[:, order[:4]] = 0  # what reads them
+    assert found.metric == {"0": (sec.accuracy(data)(by_hand),)}
+    assert found.importance == "taylor"
+
+
 def test_some_layers_only() -> None:
     model, data = network(), batches()
     assert list(sec.sensitivity(model, data=data, only=["3"], fractions=[0.5]).metric) == ["3.weight"]

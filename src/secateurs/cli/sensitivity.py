@@ -56,7 +56,11 @@ def sensitivity(
     ] = None,
     importance: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What counts as small: l1, l2, rms, mean.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME",
+            help="What counts as small: l1, l2, rms, mean; of channels, a criterion.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,

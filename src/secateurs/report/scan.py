@@ -56,8 +56,8 @@ def sensitivity(
 
     `pattern`, `importance`, `exclude` and `only` choose weights and groups of them as in `sec.masks`; `fractions` are
     0, 0.05, ..., 0.95 if not given. With `pattern="channel"` whole channels of coupled layers are silenced where they
-    are read, behind batch norm and activation, as if they had been cut; lowest `importance`, a criterion that looks at
-    weights, first (default `"l1"`); fractions 0.3, 0.4, ..., 0.8; `data` is needed.
+    are read, behind batch norm and activation, as if they had been cut; lowest `importance` first, one of
+    `sec.list("criteria")`, by default `"l1"`; fractions 0.3, 0.4, ..., 0.8; `data` is needed.
 
     `stop_at_drop` leaves a layer once its metric has fallen by more than this. `tolerance` is kept for
     `Sensitivity.largest`. With a `folder`, finished cells are journalled there, and the same call after a crash goes

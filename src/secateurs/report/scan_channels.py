@@ -39,7 +39,7 @@ class ByChannels(Subject):
         self.measure, self.seed = measure, seed
         graph = captured(model, data, seed)
         groups = couple(graph, exclude=exclude)
-        scores = score(groups, model, importance or "l1", seed=seed)
+        scores = score(groups, model, importance or "l1", data=data, batches=batches, seed=seed)
         names = _chosen(list(scores), only)
         self.order = {name: scores[name].argsort(stable=True).tolist() for name in names}
         self.sizes = {name: len(order) for name, order in self.order.items()}
