@@ -32,6 +32,8 @@ from secateurs.prune import prune
 from secateurs.report import figures
 from secateurs.report.criteria import CriteriaComparison, compare_criteria
 from secateurs.report.result import Result
+from secateurs.report.scan import sensitivity
+from secateurs.report.sensitivity import Sensitivity
 from secateurs.score import score
 from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
@@ -65,4 +67,12 @@ __all__ = [
     "export_onnx", "figures", "finetune", "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure",
     "pack", "plan", "prune", "recalibrate", "reconstruct", "remove_dead", "save", "score", "soft_prune", "sparsify",
     "steps", "train_prune_loop", "unpack",
+    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
+    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
+    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError",
+    "Sensitivity", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "list", "load", "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save",
+    "score", "sensitivity", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

@@ -17,6 +17,9 @@ INPUT = ["--input", "1x1x6x6"]
 NET = ["--model", "toy:chatty", *INPUT]
 CUT = ["prune", *NET, "--budget", "macs=0.5", "--data", "toy:chatty_loader", "--evaluate", "toy:chatty_bias"]
 
+SPARSE = ["sparsify", "--model", "toy:chatty", "--sparsity", "0.5", "--data", "toy:chatty_loader"]
+SPARSE += ["--evaluate", "toy:chatty_bias"]
+
 
 @pytest.fixture(autouse=True)
 def beside_toy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +31,8 @@ DONE: dict[str, tuple[list[str], str]] = {
     "prune": ([*CUT, "--epochs", "1", "--out", "{folder}/cut"], "accuracy"),
     "export": (["export", *NET, "--out", "{folder}/m.onnx"], "bytes"),
     "measure": (["measure", *NET, "--device", "torch", "--rounds", "6"], "median"),
+    "sensitivity": (["sensitivity", "--model", "toy:chatty", "--data", "toy:chatty_loader"], "largest"),
+    "sparsify": ([*SPARSE, "--epochs", "1", "--out", "{folder}/sparse"], "layers"),
     "pack": (["pack", "--model", "toy:chatty", "--out", "{folder}/m.sec"], "rows"),
     "list": (["list"], "criteria"),
     "list ops": (["list", "ops"], "ops"),
@@ -46,6 +51,8 @@ REFUSED = {
     "prune, no training": [*CUT, "--epochs", "-2"],
     "export": ["export", "nowhere", "--out", "m.onnx"],
     "measure": ["measure", *NET, "--device", "gpu9"],
+    "sensitivity": ["sensitivity", "--model", "toy:chatty"],
+    "sparsify": ["sparsify", "--model", "toy:chatty", "--sparsity", "1.5"],
     "pack": ["pack", "--out", "m.sec"],
     "unpack": ["unpack", "none.sec"],
     "list": ["list", "criterions"],
@@ -72,6 +79,12 @@ def test_refused_is_one_document(name: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_not_met_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", *NET, "--budget", "channels=0.3", "--granularity", "16", "--json"]) == 1
+    assert _one(capsys.readouterr().out)["met"] is False
+
+
+def test_a_metric_that_falls_too_far_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sparsify", "--model", "toy:chatty", "--sparsity", "0.9", "--evaluate", "toy:bias", "--max-drop", "0.1"]
+    assert main([*words, "--json"]) == 1
     assert _one(capsys.readouterr().out)["met"] is False
 
 

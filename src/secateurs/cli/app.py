@@ -14,7 +14,20 @@ import typer
 
 from secateurs._version import __version__
 from secateurs.base.errors import SecateursError
-from secateurs.cli import console, criteria, demo, export, inspect, listing, measure, pack, prune, unpack
+from secateurs.cli import (
+    console,
+    criteria,
+    demo,
+    export,
+    inspect,
+    listing,
+    measure,
+    pack,
+    prune,
+    sensitivity,
+    sparsify,
+    unpack,
+)
 
 DONE, REFUSED, CRASHED, INTERRUPTED, UNREAD = 0, 2, 3, 130, 141
 
@@ -30,6 +43,8 @@ app.command("demo")(demo.demo)
 app.command("inspect")(inspect.inspect)
 app.command("prune")(prune.prune)
 app.command("criteria")(criteria.criteria)
+app.command("sensitivity")(sensitivity.sensitivity)
+app.command("sparsify")(sparsify.sparsify)
 app.command("export")(export.export)
 app.command("pack")(pack.pack)
 app.command("unpack")(unpack.unpack)

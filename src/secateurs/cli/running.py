@@ -84,7 +84,7 @@ def run(
         bias=recipe.bias,
         padding=recipe.padding,
         data=loader(recipe.data),
-        evaluate=_function(recipe.evaluate),
+        evaluate=function(recipe.evaluate),
         reconstruct=recipe.reconstruct,
         recalibrate=recipe.recalibrate,
         finetune=config,
@@ -147,7 +147,8 @@ def _named_loss(name: str | None) -> Any:
     return NamedLoss(name) if name is not None and ":" in name else name
 
 
-def _function(reference: str | None) -> Any:
+def function(reference: str | None) -> Any:
+    """`evaluate`: the function that the name stands for. Raises `InputError` for anything else."""
     if reference is None:
         return None
     found = resolve(reference)

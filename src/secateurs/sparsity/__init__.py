@@ -9,6 +9,7 @@ from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
 from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
+from secateurs.sparsity.storage import stored_ratio
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import layer_weights
@@ -17,4 +18,5 @@ __all__ = [
     "IMPORTANCES", "PATTERNS", "Constant", "GradientRegrowth", "Gradual", "GroupedWeight", "Grouping", "Iterative",
     "OneShot", "Pattern", "RandomRegrowth", "Schedule", "Sparsifier", "Sparsity", "Surgery", "Threshold", "density",
     "hugging_face_callback", "layer_weights", "lightning_callback", "masks", "parse_pattern", "patterns", "sparsify",
+    "stored_ratio",
 ]  # fmt: skip

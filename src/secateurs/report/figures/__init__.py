@@ -8,10 +8,14 @@ from secateurs.report.figures.filters import FilterGrid, draw_filters, filter_gr
 from secateurs.report.figures.gallery import Picture, gallery, write_page
 from secateurs.report.figures.histograms import Histograms, draw_histograms, histograms
 from secateurs.report.figures.maps import MapGrid, activation_maps, draw_maps
+from secateurs.report.figures.sensitivity import Curve, curves, draw_sensitivity
+from secateurs.report.figures.survivors import Survivors, draw_survivors, survivors
+from secateurs.report.figures.weights import WeightHistograms, draw_weight_histograms, weight_histograms
 
 __all__ = [
-    "Activities", "Activity", "Agreement", "DeadFilters", "FilterGrid", "Histograms", "Layer", "MapGrid", "Picture",
-    "Widths", "activation_maps", "activities", "agreement", "dead_filters", "draw_dead", "draw_filters",
-    "draw_histograms", "draw_l1_apoz", "draw_maps", "draw_widths", "filter_grid", "gallery", "histograms", "layers",
-    "trimmed", "widths", "write_page",
+    "Activities", "Activity", "Agreement", "Curve", "DeadFilters", "FilterGrid", "Histograms", "Layer", "MapGrid",
+    "Picture", "Survivors", "WeightHistograms", "Widths", "activation_maps", "activities", "agreement", "curves",
+    "dead_filters", "draw_dead", "draw_filters", "draw_histograms", "draw_l1_apoz", "draw_maps", "draw_sensitivity",
+    "draw_survivors", "draw_weight_histograms", "draw_widths", "filter_grid", "gallery", "histograms", "layers",
+    "survivors", "trimmed", "weight_histograms", "widths", "write_page",
 ]  # fmt: skip

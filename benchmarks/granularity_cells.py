@@ -1,0 +1,231 @@
+"""The cells of the granularity study: networks, data, masks, and what is done after them."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import secateurs as sec
+from benchmarks import cifar
+from secateurs.base.seeds import seeded
+from secateurs.cost.references import References, memory_references
+from secateurs.sparsity.storage import stored_ratio
+
+PATTERNS = {
+    "weight": "0-D", "vector": "1-D", "kernel": "2-D", "filter": "3-D",
+    "rows(4)": "4 output channels", "simd(8)": "8 inputs", "block(4,4)": "4 x 4", "2:4": "2 of 4",
+}  # fmt: skip
+"""What the convolutions lose, and what that is in the words of the paper."""
+
+SETTINGS: dict[str, Any] = {
+    "lenet5": {
+        "network": "20-50-500-10, trained here", "seeds": [0, 1, 2], "densities": [0.4, 0.2, 0.1],
+        "dense": {"images": 20000, "epochs": 2, "lr": 2e-3, "batch": 64},
+        "retrain": {"images": 5000, "epochs": 1, "lr": 1e-3, "batch": 64, "temperature": 4.0, "alpha": 0.7},
+        "test_images": 10000,
+    },
+    "resnet20": {
+        "network": "resnet20_cifar10, published weights", "seeds": [0], "densities": [0.7, 0.5, 0.4, 0.3, 0.2],
+        "recalibrate": {"batches": 4, "images": 400}, "exclude": ["conv1", "linear"], "test_images": 1000,
+        "reference_images": 8,
+    },
+}  # fmt: skip
+
+Cell = tuple[str, str, float, int]
+"""Network, pattern, density of the pruned layers, seed."""
+
+FIXED = {"2:4": 0.5}
+"""Patterns that fix the density; `weight` is judged there too, for comparison."""
+
+
+def cells() -> list[Cell]:
+    """Every cell, the most telling first: the middle densities of both networks, then seeds, then what is around."""
+    first = [*_row("lenet5", 0.2, 0), *_fixed("lenet5", 0)]
+    first += [*_row("resnet20", 0.5, 0), *_row("resnet20", 0.3, 0), *_fixed("resnet20", 0)]
+    found = list(first)
+    for network, wanted in SETTINGS.items():
+        for seed in wanted["seeds"]:
+            found += [*_row(network, 0.2, seed), *_fixed(network, seed)]
+    for network, wanted in reversed(SETTINGS.items()):
+        found += [
+            cell for seed in wanted["seeds"] for density in wanted["densities"] for cell in _row(network, density, seed)
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _row(network: str, density: float, seed: int) -> list[Cell]:
+    return [(network, pattern, density, seed) for pattern in PATTERNS if pattern not in FIXED]
+
+
+def _fixed(network: str, seed: int) -> list[Cell]:
+    return [(network, pattern, density, seed) for name, density in FIXED.items() for pattern in (name, "weight")]
+
+
+def recipe(network: str) -> dict[str, Any]:
+    """What decides a cell, as data: all settings but the lists that say which cells there are."""
+    return {name: value for name, value in SETTINGS[network].items() if name not in ("densities", "seeds")}
+
+
+class LeNet5(nn.Module):
+    """Images [N, 1, 28, 28] -> logits [N, 10]. LeCun et al. 1998, in the form of Caffe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def mnist(data: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images [N, 1, 28, 28] from 0 to 1 and labels of `"train"` or `"t10k"`."""
+    images, labels = (
+        np.frombuffer(gzip.decompress((data / "mnist" / f"{part}-{name}.gz").read_bytes()), np.uint8, offset=offset)
+        for name, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
+    )
+    pixels = torch.from_numpy(images.copy()).reshape(-1, 1, 28, 28).float() / 255
+    return pixels, torch.from_numpy(labels.copy()).long()
+
+
+class LeNetStudy:
+    """LeNet-5: convolutions lose by the pattern, linear layers single weights at the same density; then retrained."""
+
+    def __init__(self, data: Path, work: Path) -> None:
+        self.work, self.wanted = work, SETTINGS["lenet5"]
+        self.train, self.test = mnist(data, "train"), mnist(data, "t10k")
+        held = (part[: self.wanted["test_images"]].split(500) for part in self.test)
+        self.judge = sec.accuracy(list(zip(*held, strict=True)))
+        self._dense: dict[int, float] = {}
+
+    def dense(self, seed: int) -> LeNet5:
+        path = self.work / f"lenet5-{seed}.safetensors"
+        with seeded(seed):
+            model = LeNet5()
+            if path.exists():
+                model.load_state_dict(load_file(path))
+                return model.eval()
+            self._train(model, self.wanted["dense"], None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), path)
+        return model.eval()
+
+    def run(self, pattern: str, density: float, seed: int) -> dict[str, Any]:
+        dense = self.dense(seed)
+        model = LeNet5()
+        model.load_state_dict(dense.state_dict())
+        convolutions, linear = ["conv*"], ["fc*"]
+        share = None if pattern in FIXED else 1 - density
+        masks = sec.masks(model, share, pattern=pattern, only=convolutions)
+        found = facts(model, masks, pattern)
+        rest = sec.masks(model, 1 - density, only=linear)
+        with sec.sparsify(model, {**masks, **rest}), seeded(seed):
+            self._train(model, self.wanted["retrain"], dense)
+        if seed not in self._dense:
+            self._dense[seed] = self.judge(dense)
+        return {**found, "accuracy": self.judge(model.eval()), "accuracy_dense": self._dense[seed]}
+
+    def _train(self, model: nn.Module, wanted: dict[str, Any], teacher: nn.Module | None) -> None:
+        """Adam with cosine decay, on the first images; with a teacher, its softened answers count too."""
+        images, labels = (part[: wanted["images"]] for part in self.train)
+        steps = wanted["epochs"] * -(-len(labels) // wanted["batch"])
+        optimizer = torch.optim.Adam(model.parameters(), lr=wanted["lr"])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        model.train()
+        orders = (torch.randperm(len(labels)).split(wanted["batch"]) for _ in range(wanted["epochs"]))
+        for rows in (rows for order in orders for rows in order):
+            logits = model(images[rows])
+            loss = F.cross_entropy(logits, labels[rows])
+            if teacher is not None:
+                loss = _distilled(loss, logits, teacher, images[rows], wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _distilled(loss: Tensor, logits: Tensor, teacher: nn.Module, images: Tensor, wanted: dict[str, Any]) -> Tensor:
+    temperature, alpha = wanted["temperature"], wanted["alpha"]
+    with torch.no_grad():
+        soft = (teacher(images) / temperature).log_softmax(1)
+    mine = (logits / temperature).log_softmax(1)
+    divergence = F.kl_div(mine, soft, log_target=True, reduction="batchmean")
+    return (1 - alpha) * loss + alpha * temperature**2 * divergence
+
+
+class ResNetStudy:
+    """ResNet-20: all convolutions but the first lose by the pattern; then batch norms are recalibrated."""
+
+    def __init__(self, data: Path) -> None:
+        self.wanted = SETTINGS["resnet20"]
+        self.model = cifar.pretrained(data)
+        self.calibration = cifar.train_set(data, self.wanted["recalibrate"]["images"])
+        held = cifar.held_out(data)[: self.wanted["test_images"] // 100]
+        self.judge = sec.accuracy(held)
+        self.images = held[0][0][: self.wanted["reference_images"]]
+        self._dense: float | None = None
+
+    def run(self, pattern: str, density: float, seed: int) -> dict[str, Any]:
+        share = None if pattern in FIXED else 1 - density
+        masks = sec.masks(self.model, share, pattern=pattern, exclude=self.wanted["exclude"])
+        pruned = copy.deepcopy(self.model)
+        sec.sparsify(pruned, masks).detach()
+        found = facts(self.model, masks, pattern)
+        batches = self.wanted["recalibrate"]["batches"]
+        fresh = sec.recalibrate(pruned, self.calibration, batches=batches, seed=seed)
+        if self._dense is None:
+            self._dense = self.judge(self.model)
+        counted = references(fresh, masks, self.images)
+        return {
+            **found, "references": {"fine": counted.fine, "merged": counted.merged},
+            "accuracy": self.judge(fresh), "accuracy_dense": self._dense,
+        }  # fmt: skip
+
+
+def facts(model: nn.Module, masks: dict[str, Tensor], pattern: str) -> dict[str, Any]:
+    """What the masks of the convolutions keep, take to store, and have taken away of `sum |w|`."""
+    parameters = dict(model.named_parameters())
+    total = sum(float(parameters[name].detach().abs().sum()) for name in masks)
+    gone = sum(float(parameters[name].detach().abs()[~mask].sum()) for name, mask in masks.items())
+    bits = {"index_bits": 2} if pattern in FIXED else {}
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    return {
+        "density": kept / sum(mask.numel() for mask in masks.values()),
+        "storage": stored_ratio(model, masks, pattern, **bits),
+        "magnitude_removed": gone / total,
+    }
+
+
+def references(model: nn.Module, masks: dict[str, Tensor], images: Tensor) -> References:
+    """References to partial sums in the pruned convolutions on these images, rows of kernels merged."""
+    found = References(0, 0)
+    for name, seen in inputs_of(model, [name.removesuffix(".weight") for name in masks], images):
+        found = found + memory_references(masks[f"{name}.weight"], seen)
+    return found
+
+
+def inputs_of(model: nn.Module, names: list[str], images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What each of these modules reads."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.__setitem__(name, args[0].detach())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    yield from seen.items()

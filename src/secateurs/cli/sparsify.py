@@ -1,0 +1,177 @@
+"""`secateurs sparsify`: zeros that stay in place, with or without training; the weights, and what is zero."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import secateurs as sec
+from secateurs.base.errors import InputError, explain
+from secateurs.base.files import check_folder
+from secateurs.capture.copying import copied
+from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model
+from secateurs.cli.console import NOT_MET, progress, show, show_json
+from secateurs.cli.running import function, loader
+from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
+from secateurs.report.sensitivity import ROUNDING
+from secateurs.report.sparsity import sparsity_report, sparsity_tables
+from secateurs.sparsity.settings import Sparsity
+
+SCHEDULES = ("one-shot", "gradual")
+REACHED = "75%"
+"""The part of a gradual training after which the final sparsity holds."""
+
+WHAT, AFTER, RUN = "What goes", "What follows", "The run"
+
+
+def sparsify(
+    context: typer.Context,
+    model: Factory,
+    weights: Weights = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the groups that becomes zero, such as 0.9.", rich_help_panel=WHAT),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead: a table of `secateurs sensitivity --out`; each layer gets what it bears.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="What --targets may cost each layer alone; else the table's.", rich_help_panel=WHAT),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which weights go together; see `secateurs list patterns`. Default: weight, or that of --targets.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    importance: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What counts as small: l1, l2, rms, mean.", rich_help_panel=WHAT),
+    ] = None,
+    scope: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="layer: every layer alike; global: one ranking of all layers.", rich_help_panel=WHAT
+        ),
+    ] = "layer",
+    distribution: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="uniform, or erk: small layers stay denser (scope layer).", rich_help_panel=WHAT
+        ),
+    ] = "uniform",
+    exclude: Exclude = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE", help="package.module:loader, training batches (inputs, target).", rich_help_panel=AFTER
+        ),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of fine-tuning on --data, zeros held; 0 for none.", rich_help_panel=AFTER)
+    ] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.", rich_help_panel=AFTER)] = 0.01,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"one-shot: zeros before training; gradual: more and more until {REACHED} of it.",
+            rich_help_panel=AFTER,
+        ),
+    ] = "one-shot",
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE", help="package.module:function, (model) -> float, higher is better.", rich_help_panel=AFTER
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit 1 when the metric ends lower than before by more than this.", rich_help_panel=AFTER),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help=f"Write {WEIGHTS} (the original's keys) and {REPORT} here.", rich_help_panel=RUN
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep training here; the same command goes on after a crash.", rich_help_panel=RUN
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json: AsJson = False,
+) -> None:
+    """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
+    _check(context, epochs, data, evaluate, max_drop, schedule)
+    share, form = wanted(sparsity, targets, tolerance, pattern)
+    asked = Sparsity(
+        share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
+    )
+    config = None
+    if epochs:
+        held = replace(asked, schedule=sec.Gradual(0, REACHED)) if schedule == "gradual" else HELD
+        config = sec.FineTune(epochs=epochs, lr=lr, sparsity=held, seed=seed, progress=not json)
+    if out is not None:
+        check_folder(out, owns=(WEIGHTS, REPORT))
+    with progress(quiet=json) as stage:
+        stage("build")
+        network = build_model(model, weights, seed)
+        original = copied(network, {})
+        judge = Judge(function(evaluate), stage)
+        judge("original", network)
+        network, names = made(network, asked, config, loader(data), judge, checkpoints)
+        stage("pack")
+        ledger = packed(network, original)
+        report = {
+            "model": model, "asked": plain(asked), **sparsity_report(network, names, ledger, judge.metric),
+            "met": max_drop is None or judge.drop <= max_drop + ROUNDING,
+        }  # fmt: skip
+        if out is not None:
+            stage("save")
+            save(network, report, out)
+    show_json(report) if json else show([*sparsity_tables(report), *_ending(out, max_drop, judge.drop)])
+    if not report["met"]:
+        raise typer.Exit(NOT_MET)
+
+
+def _check(
+    context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None, schedule: str
+) -> None:
+    """An option that nothing would use is refused, not ignored."""
+    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if schedule not in SCHEDULES:
+        raise InputError(explain(f"--schedule {schedule!r} cannot be used", next_step=f"one of {', '.join(SCHEDULES)}"))
+    if epochs and data is None:
+        raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
+    for name in ("data", "lr", "schedule", "checkpoints"):
+        if name in given and not epochs:
+            raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
+    if max_drop is not None and evaluate is None:
+        raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
+
+
+def _ending(out: str | None, max_drop: float | None, drop: float) -> list[str]:
+    """Where the weights are, and whether the metric held."""
+    lines = []
+    if max_drop is not None:
+        lines.append(
+            f"The metric ended {abs(drop):.4f} {'lower' if drop > 0 else 'higher'}: "
+            f"{'within' if drop <= max_drop + ROUNDING else 'NOT within'} {max_drop:g}."
+        )
+    if out is not None:
+        lines.append(f"Weights in {Path(out) / WEIGHTS}, this report in {Path(out) / REPORT}.")
+    return lines

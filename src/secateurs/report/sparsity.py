@@ -1,0 +1,95 @@
+"""What became zero, layer by layer, and what that is worth: plain data, and tables of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from secateurs.pack.ledger import Ledger
+from secateurs.report.tables import accuracy_table, bar
+
+FORMAT = 1
+
+
+def sparsity_report(
+    model: nn.Module, names: Iterable[str], ledger: Ledger, accuracy: Mapping[str, float]
+) -> dict[str, Any]:
+    """The named weights as they are in the model now, the whole, bytes in every form, and the metric by stage.
+
+    `ledger` is that of the packed model, with what gzip makes of the original and of it.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    layers = [_layer(name, parameters[name]) for name in names]
+    weights, kept = (sum(layer[key] for layer in layers) for key in ("weights", "kept"))
+    every = list(model.parameters())
+    return {
+        "format": FORMAT,
+        "layers": layers,
+        "weights": weights,
+        "kept": kept,
+        "sparsity": 1 - kept / weights if weights else 0.0,
+        "parameters": sum(item.numel() for item in every),
+        "nonzero": sum(int((item != 0).sum()) for item in every),
+        "bytes": {
+            "packed": ledger.bytes,
+            **({} if ledger.baseline is None else ledger.baseline.to_json()),
+        },
+        "accuracy": dict(accuracy),
+    }
+
+
+def _layer(name: str, weight: Tensor) -> dict[str, Any]:
+    kept, size = int((weight != 0).sum()), weight.numel()
+    return {"name": name, "shape": list(weight.shape), "weights": size, "kept": kept, "sparsity": 1 - kept / size}
+
+
+def sparsity_tables(report: Mapping[str, Any]) -> list[RenderableType]:
+    """What `secateurs sparsify` prints: the whole in a sentence, the layers, the metric, the bytes."""
+    share = report["nonzero"] / max(1, report["parameters"])
+    parts: list[RenderableType] = [
+        Text(
+            f"{report['sparsity']:.1%} of {report['weights']:,} weights in {len(report['layers'])} layers are zero; "
+            f"{report['nonzero']:,} of all {report['parameters']:,} parameters are left ({share:.1%})."
+        ),
+        _layers(report["layers"]),
+    ]
+    if report["accuracy"]:
+        parts.append(accuracy_table(report["accuracy"]))
+    return [*parts, _bytes(report["bytes"])]
+
+
+def _layers(layers: list[Mapping[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("shape", "weights", "kept", "zero"):
+        table.add_column(name, justify="right")
+    for layer in layers:
+        shape = " x ".join(map(str, layer["shape"]))
+        zero = f"{layer['sparsity']:.1%} {bar(layer['sparsity'])}"
+        cells = (layer["name"].removesuffix(".weight"), shape, f"{layer['weights']:,}", f"{layer['kept']:,}", zero)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _bytes(sizes: Mapping[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("file", "bytes", "times smaller than float32"):
+        table.add_column(name, justify="left" if name == "file" else "right")
+    rows = {
+        "float32": sizes["raw"],
+        "original, gzip": sizes["gzip_original"],
+        "sparse, gzip": sizes["gzip_packed"],
+        "sparse, packed": sizes["packed"],
+    }
+    for name, size in rows.items():
+        table.add_row(Text(name), f"{size:,}", f"{sizes['raw'] / size:.2f}")
+    return table
+
+
+__all__ = ["sparsity_report", "sparsity_tables"]

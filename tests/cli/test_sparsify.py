@@ -1,0 +1,224 @@
+"""The verbs `sensitivity` and `sparsify`: tables, JSON, files, and one feeding the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import secateurs as sec
+from secateurs.cli import main
+
+SCAN = ["sensitivity", "--model", "toy:Net", "--data", "toy:loader"]
+SPARSE = ["sparsify", "--model", "toy:Net"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def beside_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def command(*words: str | Path) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_scan_prints_what_the_library_finds(run: Run) -> None:
+    import toy
+
+    code, out, err = run(*SCAN, "--fractions", "0.5,0.9", "--tolerance", "0.2")
+    assert code == 0
+    assert "baseline" in err and "90% (2 of 2)" in err
+    expected = sec.sensitivity(toy.Net(), data=toy.loader(), fractions=[0.5, 0.9], tolerance=0.2)
+    assert out.split("\n\n")[1].strip() in "\n\n".join(str(expected).split("\n\n"))
+    code, out, err = run(*SCAN, "--fractions", "0.5,0.9", "--tolerance", "0.2", "--json")
+    found = json.loads(out)
+    assert err == ""
+    assert found["largest"] == expected.largest()
+    assert {name: tuple(row) for name, row in found["metric"].items()} == expected.metric
+
+
+def test_scan_by_a_function_and_of_channels(run: Run) -> None:
+    import toy
+
+    words = ["sensitivity", "--model", "toy:Net", "--evaluate", "toy:bias", "--fractions", "0.5", "--only", "head"]
+    found = json.loads(run(*words, "--json")[1])
+    assert found["metric"] == {"head.weight": [pytest.approx(sec.sensitivity(
+        toy.Net(), toy.bias, fractions=[0.5], only=["head"]).metric["head.weight"][0])]}  # fmt: skip
+    code, out, _ = run(*SCAN, "--pattern", "channel", "--record", "first_fail")
+    assert code == 0 and "channels" in out
+
+
+def test_scan_writes_a_table_that_sparsify_takes_and_curves(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    table, page = tmp_path / "table.json", tmp_path / "curves.html"
+    code, _, _ = run(*SCAN, "--pattern", "rows(2)", "--tolerance", "0.5", "--out", table, "--figure", page)
+    assert code == 0
+    assert "plotly" in page.read_text()
+    found = sec.Sensitivity.from_json(table.read_text())
+    code, out, _ = run(*SPARSE, "--targets", table, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["asked"]["pattern"] == "rows(2)"
+    assert report["asked"]["sparsity"] == found.targets(0.5)
+    assert {layer["name"] for layer in report["layers"]} == set(found.targets())
+
+
+def test_scan_goes_on_after_a_crash(run: Run, tmp_path: Path) -> None:
+    words = [*SCAN, "--fractions", "0.5,0.9", "--folder", tmp_path, "--json"]
+    first = run(*words)[1]
+    assert (tmp_path / "sensitivity.jsonl").read_text().count("\n") > 3
+    assert run(*words)[1] == first
+
+
+def test_sparse_weights_have_the_original_s_keys_and_plus_zero(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    code, out, _ = run(*SPARSE, "--sparsity", "0.75", "--exclude", "head", "--out", tmp_path / "s")
+    assert code == 0
+    state, dense = weights_of(tmp_path / "s"), toy.Net().state_dict()
+    assert set(state) == set(dense)
+    zeros = {name: tensor == 0 for name, tensor in state.items()}
+    assert int(zeros["first.weight"].sum()) == 108 and int(zeros["second.weight"].sum()) == 2592
+    assert not bool(zeros["head.weight"].any())
+    for name, tensor in state.items():
+        assert torch.equal(torch.where(zeros[name], dense[name], tensor), dense[name])
+        assert not bool(torch.signbit(tensor[zeros[name]]).any())
+    report = json.loads((tmp_path / "s" / "sparsity.json").read_text())
+    assert [(layer["name"], layer["kept"]) for layer in report["layers"]] == [
+        ("first.weight", 36),
+        ("second.weight", 864),
+    ]
+    assert report["kept"] == 900 and report["weights"] == 3600
+    assert "75.0% of 3,600 weights in 2 layers are zero" in out
+    assert f"{report['bytes']['packed']:,}" in out and f"{report['bytes']['gzip_packed']:,}" in out
+
+
+def test_sizes_are_those_of_gzip_and_of_pack(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    out = run(*SPARSE, "--sparsity", "0.9", "--out", tmp_path / "s", "--json")[1]
+    sizes = json.loads(out)["bytes"]
+    pruned = toy.Net()
+    pruned.load_state_dict(weights_of(tmp_path / "s"))
+    ledger = sec.pack(pruned, tmp_path / "m.sec", gzip=True, original=toy.Net())
+    assert sizes["packed"] == ledger.bytes == (tmp_path / "m.sec").stat().st_size
+    assert ledger.baseline is not None
+    assert (sizes["gzip_original"], sizes["gzip_packed"]) == (
+        ledger.baseline.gzip_original,
+        ledger.baseline.gzip_packed,
+    )
+    assert sizes["rate"] == pytest.approx(1 - sizes["gzip_packed"] / sizes["gzip_original"])
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "gradual"])
+def test_training_moves_what_is_kept_and_nothing_else(schedule: str, run: Run, tmp_path: Path) -> None:
+    import toy
+
+    words = [*SPARSE, "--sparsity", "0.5", "--data", "toy:loader", "--epochs", "2", "--lr", "0.001"]
+    words += ["--evaluate", "toy:bias", "--schedule", schedule]
+    code, out, _ = run(*words, "--out", str(tmp_path / "s"), "--json")
+    assert code == 0
+    report, state, dense = json.loads(out), weights_of(tmp_path / "s"), toy.Net().state_dict()
+    assert list(report["accuracy"]) == ["original", *(["sparse"] if schedule == "one-shot" else []), "fine-tuned"]
+    assert [layer["kept"] for layer in report["layers"]] == [72, 1728, 36]
+    assert not torch.equal(state["second.weight"][state["second.weight"] != 0],
+                           dense["second.weight"][state["second.weight"] != 0])  # fmt: skip
+    if schedule == "one-shot":
+        masks = sec.masks(toy.Net(), 0.5)
+        assert all(bool((state[name][~mask] == 0).all()) for name, mask in masks.items())
+
+
+def test_patterns_scopes_and_distributions_arrive(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    def kept(*options: str) -> list[int]:
+        return [layer["kept"] for layer in json.loads(run(*SPARSE, *options, "--json")[1])["layers"]]
+
+    def expected(*args: Any, **options: Any) -> list[int]:
+        return [int(mask.sum()) for mask in sec.masks(toy.Net(), *args, **options).values()]
+
+    assert kept("--pattern", "2:4") == expected(pattern="2:4")
+    assert kept("--sparsity", "0.5", "--scope", "global") == expected(0.5, scope="global")
+    assert kept("--sparsity", "0.5", "--distribution", "erk") == expected(0.5, distribution="erk")
+    assert kept("--sparsity", "0.5", "--pattern", "filter", "--importance", "l2") == expected(
+        0.5, pattern="filter", importance="l2"
+    )
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_the_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    code, _, err = run(*SPARSE, "--sparsity", "0.5", "--out", tmp_path)
+    assert code == 2 and "mine.txt" in err and "build" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    code, _, _ = run(*SPARSE, "--sparsity", "0.5", "--out", tmp_path / "s")
+    assert code == 0 and run(*SPARSE, "--sparsity", "0.6", "--out", tmp_path / "s")[0] == 0
+
+
+def test_max_drop_decides_the_exit_code(run: Run) -> None:
+    words = [*SPARSE, "--sparsity", "0.9", "--evaluate", "toy:bias"]
+    code, out, _ = run(*words, "--max-drop", "100")
+    assert code == 0 and "within 100" in out and "NOT" not in out
+    code, out, _ = run(*words, "--max-drop", "0.1")
+    assert code == 1 and "NOT within 0.1" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--sparsity", "1.5"], "below 1"),
+        ([], "give `sparsity`"),
+        (["--sparsity", "0.5", "--pattern", "2:4"], "fixes it"),
+        (["--sparsity", "0.5", "--tolerance", "0.1"], "--tolerance without --targets"),
+        (["--sparsity", "0.5", "--epochs", "1"], "no data"),
+        (["--sparsity", "0.5", "--lr", "0.1"], "--lr without --epochs"),
+        (["--sparsity", "0.5", "--max-drop", "0.1"], "--max-drop without --evaluate"),
+        (["--sparsity", "0.5", "--schedule", "sudden"], "one-shot"),
+        (["--sparsity", "0.5", "--pattern", "rows"], "rows"),
+        (["--targets", "none.json"], "no file"),
+    ],
+)
+def test_refusals(words: list[str], says: str, run: Run) -> None:
+    code, _, err = run(*SPARSE, *words)
+    assert code == 2
+    assert says in " ".join(err.split())
+
+
+def test_a_table_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+
+    def stored(pattern: str, **metric: tuple[float, ...]) -> None:
+        rows = {f"{name}.weight": row for name, row in metric.items()}
+        table.write_text(sec.Sensitivity(pattern, (0.5,), 0.9, rows, tolerance=0.05).to_json())
+
+    stored("weight", first=(0.9,))
+    assert run(*SPARSE, "--targets", table)[0] == 0
+    for words in (["--sparsity", "0.5"], ["--pattern", "filter"]):
+        assert run(*SPARSE, "--targets", table, *words)[0] == 2
+    stored("weight", first=(0.1,))
+    code, _, err = run(*SPARSE, "--targets", table)
+    assert code == 2 and "No layer bears" in err
+    assert run(*SPARSE, "--targets", table, "--tolerance", "0.9")[0] == 0
+    stored("channel", first=(0.9,))
+    assert run(*SPARSE, "--targets", table)[0] == 2
+    table.write_text("{}")
+    code, _, err = run(*SPARSE, "--targets", table)
+    assert code == 2 and "not a sensitivity table" in err
+    code, _, err = run(*SCAN, "--fractions", "0.5,much")
+    assert code == 2 and "no list of numbers" in err
