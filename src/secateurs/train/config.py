@@ -11,6 +11,7 @@ from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
 from secateurs.train.distill import Distill
+from secateurs.train.gates import Gates
 from secateurs.train.penalty import Penalty
 from secateurs.train.soft import Soft
 
@@ -28,7 +29,8 @@ class FineTune:
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
     `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
-    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return.
+    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return, and
+    `gates` lets the training itself close units (see `Gates`; not together with `penalty` or `soft`).
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -64,6 +66,7 @@ class FineTune:
     distil: Distill | None = None
     penalty: Penalty | None = None
     soft: Soft | None = None
+    gates: Gates | None = None
     batches: int | None = None
     patience: int | None = None
     keep: str = "last"
@@ -101,12 +104,28 @@ class FineTune:
         for milestone in self.milestones:
             _finite("milestones", milestone, above=0.0, below=1.0)
         check_seed(self.seed)
+        self._check_gates()
+
+    def _check_gates(self) -> None:
+        others = {
+            "penalty": self.penalty is not None,
+            "soft": self.soft is not None,
+            'keep="best"': self.keep == "best",
+        }
+        if self.gates is not None and any(others.values()):
+            raise InputError(
+                explain(
+                    f"Gates cannot be trained with {next(name for name, given in others.items() if given)}",
+                    where="FineTune(gates=...)",
+                    next_step="leave it out: gates follow the loss alone, and count as they stand at the end",
+                )
+            )
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DECIDES_NOTHING}
         data["milestones"] = list(self.milestones)
-        for part in ("distil", "penalty", "soft"):
+        for part in ("distil", "penalty", "soft", "gates"):
             given = getattr(self, part)
             data[part] = given.identity() if given is not None else None
         if not isinstance(self.loss, str):

@@ -19,6 +19,7 @@ from secateurs.base.seeds import seeded
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation, uses_teacher
 from secateurs.train.evaluate import accuracy
+from secateurs.train.gates import GateState, NodeGates
 from secateurs.train.optimizer import build_optimizer, carry_over
 from secateurs.train.place import start_fabric, state_to
 from secateurs.train.progress import EpochRow
@@ -36,7 +37,8 @@ class FineTuneResult:
     """A trained copy of the model, one row per epoch, and the optimizer as it stands over the copy's parameters.
 
     `best_epoch` is the epoch (from 1) of the best metric, None without a metric; with `keep="best"` the model has the
-    weights of that epoch. `stopped_early` says that patience ran out.
+    weights of that epoch. `stopped_early` says that patience ran out. `gates` says which units `FineTune(gates=...)`
+    closed; the weights that read those are zero in the model.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class FineTuneResult:
     optimizer: Optimizer
     best_epoch: int | None = None
     stopped_early: bool = False
+    gates: GateState | None = None
 
     def __str__(self) -> str:
         lines = [f"{'epoch':>5}  {'loss':>9}  {'lr':>9}  {'metric':>8}  {'seconds':>7}"]
@@ -111,8 +114,9 @@ def _train(
         distillation = Distillation(student, teacher, config.distil, fabric.device, fabric.autocast)
     try:
         soft = None if config.soft is None else Filters.of(model, batches, config.soft)
+        gates = None if config.gates is None else NodeGates.of(student, batches, config.gates)
         steps = _optimizer(config, optimizer, model, student)
-        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft)
+        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft, gates)
         run.identify(model, teacher if distillation is not None else None)
         if not (resume and run.resume()):
             if config.recalibrate:
@@ -134,7 +138,10 @@ def _result(run: Run, model: nn.Module, home: torch.device) -> FineTuneResult:
     for module, original in zip(student.modules(), model.modules(), strict=True):
         module.training = original.training
     progress = run.progress
-    return FineTuneResult(student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early)
+    gates = None if run.gates is None else run.gates.state()
+    return FineTuneResult(
+        student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, gates
+    )
 
 
 def _copy(model: nn.Module) -> nn.Module:

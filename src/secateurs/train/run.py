@@ -27,6 +27,7 @@ from secateurs.train.distill import Distillation
 from secateurs.train.evaluate import checked_metric
 from secateurs.train.failure import brief
 from secateurs.train.failure import run as forward_pass
+from secateurs.train.gates import NodeGates
 from secateurs.train.penalty import Penalty, balanced
 from secateurs.train.place import buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
@@ -53,8 +54,9 @@ class Run:
         evaluate: Callable[[nn.Module], float] | None,
         folder: Path | None,
         soft: Filters | None = None,
+        gates: NodeGates | None = None,
     ) -> None:
-        self.soft = soft
+        self.soft, self.gates = soft, gates
         self.config, self.fabric, self.student, self.optimizer = config, fabric, student, optimizer
         self.batches, self.distillation, self.evaluate, self.folder = batches, distillation, evaluate, folder
         self.progress = Progress()
@@ -107,6 +109,8 @@ class Run:
         checkpoint.load_model(self.student, tensors, "model/")
         checkpoint.load_optimizer(self.optimizer, tensors, record["optimizer"])
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        if self.gates is not None:
+            self.gates.load(tensors, "gates/")
         return True
 
     def begin(self) -> None:
@@ -191,9 +195,13 @@ class Run:
         price = self._penalty()
         loss = loss if price is None else loss + price
         self.fabric.backward(loss)
+        if self.gates is not None:
+            self.gates.learn(float(self.optimizer.param_groups[0]["lr"]))
         if self.config.clip_norm is not None:
             self.fabric.clip_gradients(self._wrapped, self._stepper, max_norm=self.config.clip_norm)
         self._stepper.step()
+        if self.gates is not None:
+            self.gates.settle()
         self._stepper.zero_grad(set_to_none=True)
         return value, count
 
@@ -266,6 +274,8 @@ class Run:
             return
         state, plain = checkpoint.optimizer_parts(self.optimizer)
         tensors = {**self._tensors("model/"), **state, **self.best}
+        if self.gates is not None:
+            tensors |= self.gates.tensors("gates/")
         record = {"run": self._identity, "progress": self.progress.to_json(), "optimizer": plain}
         checkpoint.write(self.folder, tensors, record)
 
