@@ -35,6 +35,7 @@ from secateurs.score import score
 from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
+from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -42,6 +43,7 @@ from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
+from secateurs.train.gates import Gates
 from secateurs.train.loop import LoopResult, steps, train_prune_loop
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
@@ -52,12 +54,12 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
-    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
+    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Gates", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
     "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
-    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks", "measure", "pack",
-    "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify", "steps",
-    "train_prune_loop", "unpack",
+    "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError",
+    "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
+    "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
+    "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify",
+    "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

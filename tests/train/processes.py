@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from train.networks import Augmented, convolutional, images, loader, plain, points
 
+from secateurs.sparsity import Constant, GradientRegrowth, Gradual, Sparsity, Surgery
 from secateurs.train.distill import Distill
 from secateurs.train.finetune import FineTune, finetune
 
@@ -41,7 +42,15 @@ class Slow(Augmented):
         return super().__getitem__(index)
 
 
-def train_to_the_end(folder: str | None, output: str) -> None:
+SPARSITIES = {
+    "none": None,
+    "hard": Sparsity(0.7, schedule=Gradual(begin=2, end="60%", every=3)),
+    "dense-update": Sparsity(mode="dense-update", update=Surgery(c=0.5, gamma=0.05), schedule=Constant(end="90%")),
+    "regrown": Sparsity(0.6, update=GradientRegrowth(end="100%"), schedule=Constant(every=3)),
+}
+
+
+def train_to_the_end(folder: str | None, output: str, sparsity: str = "none") -> None:
     """A run with everything that could differ after a resume: shuffling, augmentation, dropout, BN, Adam, a teacher."""
     torch.set_num_threads(1)
     Path(output).with_suffix(".started").touch()
@@ -55,6 +64,7 @@ def train_to_the_end(folder: str | None, output: str) -> None:
         recalibrate=2,
         checkpoint_steps=1,
         progress=False,
+        sparsity=SPARSITIES[sparsity],
     )
     data: DataLoader[Any] = DataLoader(Slow(), batch_size=4, shuffle=True)
     validation = loader(images(12, seed=9), shuffle=False)
@@ -62,8 +72,9 @@ def train_to_the_end(folder: str | None, output: str) -> None:
         convolutional(), data, config, teacher=convolutional(seed=5), validation=validation, folder=folder
     )
     momentum = {f"optimizer.{i}": state["exp_avg"] for i, state in enumerate(result.optimizer.state.values())}
+    masks = {f"mask.{name}": mask for name, mask in (result.masks or {}).items()}
     losses = {"history": torch.tensor([row.loss for row in result.history], dtype=torch.float64)}
-    save_file({**result.model.state_dict(), **momentum, **losses}, output)
+    save_file({**result.model.state_dict(), **momentum, **losses, **masks}, output)
 
 
 def train_as_rank(rank: int, world: int, port: int, name: str, output: str) -> None:
@@ -84,7 +95,8 @@ def train_as_rank(rank: int, world: int, port: int, name: str, output: str) -> N
 def train_distributed(name: str, output: str) -> None:
     torch.set_num_threads(1)
     keep = "best" if name == "convolutional" else "last"
-    config = FineTune(epochs=2, lr=0.1, keep=keep, accelerator="cpu", strategy="ddp", progress=False)
+    config = FineTune(epochs=2, lr=0.1, keep=keep, accelerator="cpu", strategy="ddp", progress=False,
+                      sparsity=SPARSITIES.get(name))  # fmt: skip
     model = convolutional() if name == "convolutional" else plain()
     data = images(20) if name == "convolutional" else points(21)
     result = finetune(model, loader(data), config, validation=loader(data, shuffle=False), folder=output)

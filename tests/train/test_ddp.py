@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train.networks import loader, plain, points, same
-from train.processes import forked, train_as_rank
+from train.processes import SPARSITIES, forked, train_as_rank
 
+from secateurs.sparsity import Sparsity
 from secateurs.train.finetune import FineTune, finetune
 
 
@@ -28,9 +29,9 @@ def two_ranks(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-def compare_with_one_process(weights: dict[str, torch.Tensor]) -> None:
+def compare_with_one_process(weights: dict[str, torch.Tensor], sparsity: Sparsity | None = None) -> None:
     data = points(21)
-    config = FineTune(epochs=2, lr=0.1, progress=False)
+    config = FineTune(epochs=2, lr=0.1, progress=False, sparsity=sparsity)
     alone = finetune(plain(), loader(data), config, validation=loader(data, shuffle=False))
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
@@ -48,6 +49,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 def test_batch_norm_ends_the_same_in_both_processes(tmp_path: Path) -> None:
     first, second = two_ranks("convolutional", tmp_path)
     assert same(first, second)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("name", ["hard", "dense-update", "regrown"])
+def test_two_processes_hold_the_zeros_of_one(name: str, tmp_path: Path) -> None:
+    """Regrowth looks at gradients of masked weights, which no process has whole."""
+    first, second = two_ranks(name, tmp_path)
+    assert same(first, second)
+    assert bool((first["0.weight"] == 0).any())
+    compare_with_one_process(first, SPARSITIES[name])
 
 
 @pytest.mark.slow

@@ -28,13 +28,14 @@ def written(folder: Path) -> int:
 
 
 @pytest.mark.medium
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    whole = forked(train_to_the_end, None, str(tmp_path / "whole"))
+@pytest.mark.parametrize("sparsity", ["none", "hard", "dense-update"])
+def test_killed_at_random_moments(sparsity: str, tmp_path: Path) -> None:
+    whole = forked(train_to_the_end, None, str(tmp_path / "whole"), sparsity)
     delays = random.Random(7)
     positions = set()
     for attempt in range(40):
         output = tmp_path / f"killed{attempt}"
-        run = forked(train_to_the_end, str(tmp_path / "run"), str(output))
+        run = forked(train_to_the_end, str(tmp_path / "run"), str(output), sparsity)
         if attempt < 4:
             seen = written(tmp_path / "run")
             while run.is_alive() and not output.with_suffix(".started").exists():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.base.reference import name_of
 from secateurs.deliver.inputs import TensorSpec
+from secateurs.sparsity.settings import Sparsity
 from secateurs.train.checkpoint import digest
 from secateurs.train.config import FineTune
 
@@ -82,6 +83,8 @@ def _nameless(loss: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """JSON data: configs become the fields that differ from their defaults, code its name, tuples lists."""
+    if isinstance(value, Sparsity):
+        return value.plain()
     if callable(value):
         return getattr(value, "reference", None) or name_of(value) or repr(value)
     if is_dataclass(value) and not isinstance(value, type):

@@ -7,6 +7,7 @@ from secateurs.sparsity.masks import density, masks
 from secateurs.sparsity.pattern import PATTERNS, Grouping, Pattern, parse_pattern
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
+from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -14,6 +15,6 @@ from secateurs.sparsity.weights import layer_weights
 
 __all__ = [
     "IMPORTANCES", "PATTERNS", "Constant", "GradientRegrowth", "Gradual", "GroupedWeight", "Grouping", "Iterative",
-    "OneShot", "Pattern", "RandomRegrowth", "Schedule", "Sparsifier", "Surgery", "Threshold", "density",
+    "OneShot", "Pattern", "RandomRegrowth", "Schedule", "Sparsifier", "Sparsity", "Surgery", "Threshold", "density",
     "hugging_face_callback", "layer_weights", "lightning_callback", "masks", "parse_pattern", "patterns", "sparsify",
 ]  # fmt: skip

@@ -79,6 +79,11 @@ class Hold:
         found = {name: item.parameter.grad if item.gradient is None else item.gradient for name, item in self._named()}
         return {name: gradient for name, gradient in found.items() if gradient is not None}
 
+    @property
+    def watched(self) -> dict[str, Tensor]:
+        """Those of the last backward pass that was watched."""
+        return {name: item.gradient for name, item in self._named() if item.gradient is not None}
+
     def held(self, parameter: nn.Parameter) -> Held:
         """What is held of this parameter."""
         return self._by_parameter[id(parameter)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.spec import Masks, masks_of
+from secateurs.sparsity.time import Time, known, parse_time
 from secateurs.sparsity.updates import Moment, Update
 
 
@@ -25,18 +26,21 @@ class Regrow(Update):
     Subclasses say which come back. Raises `InputError` for numbers that make no sense.
     """
 
-    end: int
+    end: Time
     fraction: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1 or self.end < 1:
+        if isinstance(self.end, str):
+            parse_time(self.end)
+        if not 0 < self.fraction < 1 or (isinstance(self.end, int) and self.end < 1):
             raise InputError(explain(f"{self} cannot be used", next_step="give 0 < fraction < 1 and at least one step"))
 
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""
         if all(bool(mask.all()) for mask in moment.masks.values()):
             return masks_of(moment.weights, moment.spec, targets=moment.targets, gradients=moment.gradients)
-        share = self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, moment.step / self.end)))
+        end = known(self.end, f"{type(self).__name__}(end=...)")
+        share = self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, moment.step / end)))
         return {name: self._turned(name, mask, share, moment) for name, mask in moment.masks.items()}
 
     @abstractmethod

@@ -6,11 +6,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 from secateurs.base.errors import InputError, explain
+from secateurs.sparsity.time import MOMENTS, Time, known, parse_time
 
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """Steps count from 0, the state before training; step t is after t optimizer steps."""
+    """Steps count from 0, the state before training; step t is after t optimizer steps.
+
+    Where the length of the training is known, as in `FineTune(sparsity=...)`, moments may be text too: `"2 epochs"`,
+    `"75%"`.
+    """
 
     @abstractmethod
     def due(self, step: int) -> bool:
@@ -20,9 +25,15 @@ class Schedule(ABC):
     def at(self, step: int, final: float) -> float:
         """The sparsity that holds at this step, of a layer that is to reach `final`."""
 
+    def _steps(self, name: str) -> int:
+        return known(getattr(self, name), f"{type(self).__name__}({name}=...)")
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
+            if item.name in MOMENTS and isinstance(value, str):
+                parse_time(value)
+                continue
             whole = item.name in ("begin", "end", "every", "rounds") and not (item.name == "end" and value is None)
             least = 1 if item.name in ("every", "rounds") else 0
             if (
@@ -37,15 +48,15 @@ class Schedule(ABC):
 class OneShot(Schedule):
     """All at once, at step `begin`."""
 
-    begin: int = 0
+    begin: Time = 0
 
     def due(self, step: int) -> bool:
         """At `begin` only."""
-        return step == self.begin
+        return step == self._steps("begin")
 
     def at(self, step: int, final: float) -> float:
         """`final` from `begin` on."""
-        return final if step >= self.begin else 0.0
+        return final if step >= self._steps("begin") else 0.0
 
 
 @dataclass(frozen=True)
@@ -55,23 +66,24 @@ class Iterative(Schedule):
     Every round leaves the same fraction of what was left. Han et al. 2015.
     """
 
-    every: int
+    every: Time
     rounds: int = 5
-    begin: int = 0
+    begin: Time = 0
 
     def due(self, step: int) -> bool:
         """At the first step of every round."""
-        return step >= self.begin and (step - self.begin) % self.every == 0 and self._round(step) <= self.rounds
+        since, every = step - self._steps("begin"), self._steps("every")
+        return since >= 0 and since % every == 0 and self._round(step) <= self.rounds
 
     def at(self, step: int, final: float) -> float:
         """The sparsity of the round that the step is in."""
-        if step < self.begin:
+        if step < self._steps("begin"):
             return 0.0
         done = min(self._round(step), self.rounds)
         return final if done == self.rounds else 1 - (1 - final) ** (done / self.rounds)
 
     def _round(self, step: int) -> int:
-        return (step - self.begin) // self.every + 1
+        return (step - self._steps("begin")) // self._steps("every") + 1
 
 
 @dataclass(frozen=True)
@@ -81,26 +93,29 @@ class Gradual(Schedule):
     Power 3 is the cubic of Zhu & Gupta, To Prune or Not to Prune, 2017; power 1 is linear.
     """
 
-    begin: int
-    end: int
-    every: int = 100
+    begin: Time
+    end: Time
+    every: Time = 100
     initial: float = 0.0
     power: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.end <= self.begin or self.initial >= 1 or self.power <= 0:
+        reversed_ = isinstance(self.begin, int) and isinstance(self.end, int) and self.end <= self.begin
+        if reversed_ or self.initial >= 1 or self.power <= 0:
             raise _unusable(self, "give an end after the beginning, initial below 1 and a positive power")
 
     def due(self, step: int) -> bool:
         """At `begin`, every `every` steps from there, and at `end`."""
-        return self.begin <= step <= self.end and ((step - self.begin) % self.every == 0 or step == self.end)
+        begin, end, every = map(self._steps, MOMENTS)
+        return begin <= step <= end and ((step - begin) % every == 0 or step == end)
 
     def at(self, step: int, final: float) -> float:
         """The curve at this step; what a layer is to reach is never exceeded."""
-        if step < self.begin:
+        begin, end = self._steps("begin"), self._steps("end")
+        if step < begin:
             return 0.0
-        progress = min(1.0, (step - self.begin) / (self.end - self.begin))
+        progress = min(1.0, (step - begin) / (end - begin))
         left: float = (1 - progress) ** self.power
         return final + (min(self.initial, final) - final) * left
 
@@ -109,18 +124,19 @@ class Gradual(Schedule):
 class Constant(Schedule):
     """The final sparsity from `begin` on, computed anew every `every` steps until `end` (None: for ever)."""
 
-    begin: int = 0
-    end: int | None = None
-    every: int = 1
+    begin: Time = 0
+    end: Time | None = None
+    every: Time = 1
 
     def due(self, step: int) -> bool:
         """Every `every` steps from `begin` to `end`."""
-        inside = step >= self.begin and (self.end is None or step <= self.end)
-        return inside and (step - self.begin) % self.every == 0
+        since = step - self._steps("begin")
+        inside = since >= 0 and (self.end is None or step <= self._steps("end"))
+        return inside and since % self._steps("every") == 0
 
     def at(self, step: int, final: float) -> float:
         """`final` from `begin` on."""
-        return final if step >= self.begin else 0.0
+        return final if step >= self._steps("begin") else 0.0
 
 
 def _unusable(schedule: Schedule, next_step: str) -> InputError:

@@ -13,13 +13,13 @@ from secateurs.base.errors import InputError, explain
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.hold import MODES, Hold
 from secateurs.sparsity.importance import Importance
-from secateurs.sparsity.masks import density
-from secateurs.sparsity.pattern import Pattern
+from secateurs.sparsity.masks import check_masks, density
+from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import ByImportance, Moment, Update
-from secateurs.sparsity.weights import layer_weights
+from secateurs.sparsity.weights import LayerWeight, layer_weights
 
 
 class Sparsifier:
@@ -68,6 +68,17 @@ class Sparsifier:
         """The weights behind the masks: all of W in mode `"dense-update"`."""
         return self._attached().dense
 
+    @property
+    def watched(self) -> dict[str, Tensor]:
+        """Gradients of all of W that the next update will look at, of this process; writing to them counts."""
+        return self._attached().watched
+
+    def settled(self, step: int | None = None) -> bool:
+        """Does every layer have its final sparsity, as the schedule says of this step (None: of now)?"""
+        at = self.steps if step is None else step
+        finals = {target for target in self._targets.values() if not isinstance(target, Threshold) and target > 0}
+        return self.spec is None or all(self.schedule.at(at, final) == final for final in finals or {0.5})
+
     def step(self) -> bool:
         """One more optimizer step was made. True if the masks changed, or were computed anew."""
         self._attached()
@@ -88,8 +99,9 @@ class Sparsifier:
             name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
             for name, target in self._targets.items()
         }
+        masks = {name: mask for name, mask in hold.masks.items() if name in now}
         moment = Moment(
-            self.steps, with_tensors(weights, hold.dense), hold.masks, self.spec, now, hold.gradients, self.mode,
+            self.steps, with_tensors(weights, hold.dense), masks, self.spec, now, hold.gradients, self.mode,
             self._generator,
         )  # fmt: skip
         hold.put(self.rule(moment))
@@ -178,6 +190,8 @@ def sparsify(
     distribution: str = "uniform",
     exclude: Iterable[str | type] = (),
     only: Iterable[str | type] | None = None,
+    within: Mapping[str, Tensor] | None = None,
+    hold_zeros: bool = False,
     seed: int = 0,
 ) -> Sparsifier:
     """Put zeros into `model` itself, and hold them while it is trained by whatever loop.
@@ -191,6 +205,9 @@ def sparsify(
     `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
     `torch.optim`. `mode="dense-update"`: the model computes with `W * mask` and the gradient changes all of W, so that
     weights come back when the masks are computed anew. See `Hold` for both.
+
+    What is zero in `within`, masks of before, stays zero, and so does with `hold_zeros` every zero that the layers'
+    weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
 
     `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
     `Gradual`, `Constant`; call `step()` of the result after every optimizer step. `update` is how: by importance, or
@@ -207,15 +224,39 @@ def sparsify(
                 explain("Masks are given, so nothing is left to compute", next_step="leave out schedule and update")
             )
         return Sparsifier(model, given, mode=mode, seed=seed)
+    weights = layer_weights(model, exclude=exclude, only=only)
+    before = _before(weights, within, hold_zeros)
+    if before and (mode == "dense-update" or update is not None):
+        raise InputError(
+            explain(
+                "Zeros of before cannot be held",
+                evidence=f"mode={mode!r}, update={update!r}: masked weights come back",
+                next_step='use mode="hard" without an update, or leave out `within` and `hold_zeros`',
+            )
+        )
+    if before and sparsity is None and not parse_pattern(pattern).decides:
+        if schedule is not None:
+            raise InputError(explain("There is no sparsity for the schedule", next_step="give `sparsity`, too"))
+        return Sparsifier(model, before, mode=mode, seed=seed)
     if update is not None and update.decides and sparsity is None:
         sparsity = 0.0
     spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
-    weights = layer_weights(model, exclude=exclude, only=only)
     targets = spec.targets(weights)
-    ones = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets}
+    start = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets} | before
     return Sparsifier(
-        model, ones, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
+        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
     )  # fmt: skip
+
+
+def _before(weights: Mapping[str, LayerWeight], within: Mapping[str, Tensor] | None, zeros: bool) -> Masks:
+    """The masks to begin with; none where nothing of before is to be held."""
+    check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
+    found = {name: mask.clone() for name, mask in (within or {}).items()}
+    if zeros:
+        for name, item in weights.items():
+            kept = item.tensor != 0
+            found[name] = found[name].to(kept.device) & kept if name in found else kept
+    return found
 
 
 __all__ = ["Sparsifier", "sparsify"]

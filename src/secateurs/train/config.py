@@ -10,6 +10,7 @@ from typing import Any
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
+from secateurs.sparsity.settings import Sparsity
 from secateurs.train.distill import Distill
 from secateurs.train.gates import Gates
 from secateurs.train.penalty import Penalty
@@ -29,8 +30,9 @@ class FineTune:
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
     `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
-    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return, and
-    `gates` lets the training itself close units (see `Gates`; not together with `penalty` or `soft`).
+    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return,
+    `sparsity` puts zeros in place as its schedule says and holds them, and `gates` lets the training itself close units
+    (see `Gates`; it goes with none of the three before).
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -40,6 +42,7 @@ class FineTune:
 
     *How long.* `epochs` passes of at most `batches` batches. With a metric (`evaluate` or `validation`), training
     stops after `patience` epochs without a new best one, and `keep="best"` gives back the weights that reached it.
+    With `sparsity`, epochs before the final sparsity is reached count for neither.
 
     *Where.* `accelerator="model"` trains on the device that holds the model; other values, `devices`, `strategy`
     (`"auto"` or `"ddp"`), `nodes` and `precision` (`"32-true"` or `"bf16-mixed"`) are Lightning Fabric's. Under
@@ -66,6 +69,7 @@ class FineTune:
     distil: Distill | None = None
     penalty: Penalty | None = None
     soft: Soft | None = None
+    sparsity: Sparsity | None = None
     gates: Gates | None = None
     batches: int | None = None
     patience: int | None = None
@@ -104,12 +108,17 @@ class FineTune:
         for milestone in self.milestones:
             _finite("milestones", milestone, above=0.0, below=1.0)
         check_seed(self.seed)
+        if self.soft is not None and self.sparsity is not None:
+            raise InputError(
+                explain("FineTune has both `soft` and `sparsity`", next_step="let one of them decide what becomes zero")
+            )
         self._check_gates()
 
     def _check_gates(self) -> None:
         others = {
             "penalty": self.penalty is not None,
             "soft": self.soft is not None,
+            "sparsity": self.sparsity is not None,
             'keep="best"': self.keep == "best",
         }
         if self.gates is not None and any(others.values()):
@@ -125,9 +134,14 @@ class FineTune:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _DECIDES_NOTHING}
         data["milestones"] = list(self.milestones)
-        for part in ("distil", "penalty", "soft", "gates"):
+        for part in ("distil", "penalty", "soft"):
             given = getattr(self, part)
             data[part] = given.identity() if given is not None else None
+        del data["sparsity"], data["gates"]
+        if self.sparsity is not None:
+            data["sparsity"] = self.sparsity.identity()
+        if self.gates is not None:
+            data["gates"] = self.gates.identity()
         if not isinstance(self.loss, str):
             data["loss"] = _callable_name(self.loss)
         return data

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from secateurs.base.batches import Batches, derive, device_of
 from secateurs.base.errors import InputError, TrainError, explain
 from secateurs.base.seeds import seeded
+from secateurs.sparsity.sparsify import Sparsifier, sparsify
+from secateurs.sparsity.spec import Masks
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation, uses_teacher
 from secateurs.train.evaluate import accuracy
@@ -37,8 +39,9 @@ class FineTuneResult:
     """A trained copy of the model, one row per epoch, and the optimizer as it stands over the copy's parameters.
 
     `best_epoch` is the epoch (from 1) of the best metric, None without a metric; with `keep="best"` the model has the
-    weights of that epoch. `stopped_early` says that patience ran out. `gates` says which units `FineTune(gates=...)`
-    closed; the weights that read those are zero in the model.
+    weights of that epoch. `stopped_early` says that patience ran out. `masks`, where zeros were held, are bool by
+    parameter name, True = kept; the model is free of hooks and has its zeros, exactly +0.0. `gates` says which units
+    `FineTune(gates=...)` closed; the weights that read those are zero in the model.
     """
 
     model: nn.Module
@@ -46,14 +49,19 @@ class FineTuneResult:
     optimizer: Optimizer
     best_epoch: int | None = None
     stopped_early: bool = False
+    masks: Masks | None = None
     gates: GateState | None = None
 
     def __str__(self) -> str:
-        lines = [f"{'epoch':>5}  {'loss':>9}  {'lr':>9}  {'metric':>8}  {'seconds':>7}"]
+        zeros = "" if self.masks is None else f"  {'zeros':>6}"
+        lines = [f"{'epoch':>5}  {'loss':>9}  {'lr':>9}  {'metric':>8}  {'seconds':>7}{zeros}"]
         for row in self.history:
             metric = "-" if row.metric is None else f"{row.metric:.4f}"
+            zeros = "" if row.sparsity is None else f"  {row.sparsity:>6.1%}"
             best = "  best" if row.epoch == self.best_epoch else ""
-            lines.append(f"{row.epoch:>5}  {row.loss:>9.4f}  {row.lr:>9.2g}  {metric:>8}  {row.seconds:>7.1f}{best}")
+            lines.append(
+                f"{row.epoch:>5}  {row.loss:>9.4f}  {row.lr:>9.2g}  {metric:>8}  {row.seconds:>7.1f}{zeros}{best}"
+            )
         return "\n".join([*lines, "stopped early"] if self.stopped_early else lines)
 
 
@@ -68,6 +76,7 @@ def finetune(
     resume: bool = True,
     folder: str | os.PathLike[str] | None = None,
     optimizer: Optimizer | None = None,
+    masks: Masks | None = None,
 ) -> FineTuneResult:
     """Train a copy of `model` on `data`; the model itself, its modes and the process's random states stay as they are.
 
@@ -78,6 +87,7 @@ def finetune(
 
     `optimizer` continues one made for `model` (see `cut_optimizer`) on the copy: its settings replace the config's,
     and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set.
+    `masks` (bool by parameter name, True = kept) are held as they are, or, with `config.sparsity`, are where it begins.
 
     With a `folder`, the run leaves checkpoints in it, and the same call after a crash or a `kill -9` goes on from the
     last one; on a CPU it ends with the very bits of an undisturbed run. A folder whose run has ended gives its result
@@ -87,12 +97,12 @@ def finetune(
     checkpoint belongs to another run; `InputError` for arguments that contradict each other.
     """
     config = config or FineTune()
-    _check(model, config, teacher, evaluate, validation)
+    _check(model, config, teacher, evaluate, validation, masks)
     if validation is not None:
         evaluate = accuracy(validation)
     place = Path(folder) if folder is not None else None
     with seeded(derive(config.seed, "run")):
-        return _train(model, data, config, teacher, evaluate, resume, place, optimizer)
+        return _train(model, data, config, teacher, evaluate, resume, place, optimizer, masks)
 
 
 def _train(
@@ -104,6 +114,7 @@ def _train(
     resume: bool,
     folder: Path | None,
     optimizer: Optimizer | None,
+    masks: Masks | None,
 ) -> FineTuneResult:
     home = device_of(model)
     fabric = start_fabric(config, home)
@@ -116,8 +127,9 @@ def _train(
         soft = None if config.soft is None else Filters.of(model, batches, config.soft)
         gates = None if config.gates is None else NodeGates.of(student, batches, config.gates)
         steps = _optimizer(config, optimizer, model, student)
-        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft, gates)
-        run.identify(model, teacher if distillation is not None else None)
+        sparsifier = _sparsifier(config, student, batches, masks)
+        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft, sparsifier, gates)
+        run.identify(model, teacher if distillation is not None else None, masks)
         if not (resume and run.resume()):
             if config.recalibrate:
                 recalibrate_(student, data, batches=config.recalibrate, seed=config.seed)
@@ -138,10 +150,19 @@ def _result(run: Run, model: nn.Module, home: torch.device) -> FineTuneResult:
     for module, original in zip(student.modules(), model.modules(), strict=True):
         module.training = original.training
     progress = run.progress
+    masks = None if run.masks is None else {name: mask.to(home) for name, mask in run.masks.items()}
     gates = None if run.gates is None else run.gates.state()
     return FineTuneResult(
-        student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, gates
+        student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, masks, gates
     )
+
+
+def _sparsifier(config: FineTune, student: nn.Module, batches: Batches, masks: Masks | None) -> Sparsifier | None:
+    """What holds the zeros of the student, if there are any to hold."""
+    seed = derive(config.seed, "sparsity")
+    if config.sparsity is not None:
+        return config.sparsity.attach(student, per_epoch=batches.length, epochs=config.epochs, within=masks, seed=seed)
+    return None if masks is None else sparsify(student, masks, seed=seed)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -169,6 +190,7 @@ def _check(
     teacher: nn.Module | None,
     evaluate: Evaluate | None,
     validation: Iterable[Any] | None,
+    masks: Masks | None,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(explain(f"The model is a {type(model).__name__}", next_step="pass a torch.nn.Module"))
@@ -188,6 +210,10 @@ def _check(
             raise InputError(
                 explain(f"FineTune({setting}) needs a metric", next_step="pass `evaluate=` or `validation=`")
             )
+    if masks is not None and config.gates is not None:
+        raise InputError(
+            explain("Masks cannot be held together with gates", next_step="close units first, then prune weights")
+        )
     if teacher is None and uses_teacher(config.distil):
         raise InputError(
             explain("Distillation needs a teacher", next_step="pass `teacher=`, for example the model before the cut")

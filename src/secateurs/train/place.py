@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -70,6 +71,14 @@ def buffers_from_first(fabric: Fabric, model: nn.Module) -> None:
     if fabric.world_size > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def average_(fabric: Fabric, tensors: Iterable[Tensor]) -> None:
+    """In place, the mean over all processes."""
+    if fabric.world_size > 1:
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+            tensor /= fabric.world_size
 
 
 def state_to(state: dict[Any, Any], device: torch.device) -> None:

@@ -11,7 +11,8 @@ class EpochRow:
     """One epoch, counted from 1: mean training loss per row, last learning rate, metric after it, wall-clock seconds.
 
     `loss` is without the penalty; `penalty`, if there is one, is what was added to it after the last batch. `seconds`
-    includes the evaluation. After a resume it is the time actually spent on the batches that count.
+    includes the evaluation. After a resume it is the time actually spent on the batches that count. `sparsity`, where
+    masks are held, is the share of masked weights that is zero after the epoch.
     """
 
     epoch: int
@@ -20,6 +21,7 @@ class EpochRow:
     metric: float | None
     seconds: float
     penalty: float | None = None
+    sparsity: float | None = None
 
 
 @dataclass
@@ -45,14 +47,14 @@ class Progress:
     def from_json(cls, data: dict[str, Any]) -> Progress:
         return cls(**{**data, "history": [EpochRow(**row) for row in data["history"]]})
 
-    def close_epoch(self, row: EpochRow, patience: int | None, epochs: int) -> bool:
-        """Take in a finished epoch. Returns whether its metric is the best so far."""
+    def close_epoch(self, row: EpochRow, patience: int | None, epochs: int, *, counts: bool = True) -> bool:
+        """Take in a finished epoch. Returns whether its metric is the best so far, of those epochs that count."""
         self.history.append(row)
-        best = row.metric is not None and (self.best_metric is None or row.metric > self.best_metric)
+        best = counts and row.metric is not None and (self.best_metric is None or row.metric > self.best_metric)
         if best:
             self.best_metric, self.best_epoch = row.metric, row.epoch
         self.epoch, self.batch, self.loss_sum, self.rows, self.seconds = row.epoch, 0, 0.0, 0.0, 0.0
         waited = row.epoch - (self.best_epoch or 0)
-        self.stopped_early = patience is not None and waited >= patience and row.epoch < epochs
+        self.stopped_early = counts and patience is not None and waited >= patience and row.epoch < epochs
         self.finished = self.stopped_early or row.epoch >= epochs
         return best

@@ -21,6 +21,8 @@ from secateurs.base.batches import Batches, derive, reseed, rows, split
 from secateurs.base.errors import TrainError, explain
 from secateurs.base.loss import Loss, describe, losses
 from secateurs.base.seeds import seeded
+from secateurs.sparsity.sparsify import Sparsifier
+from secateurs.sparsity.spec import Masks
 from secateurs.train import checkpoint
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation
@@ -29,10 +31,13 @@ from secateurs.train.failure import brief
 from secateurs.train.failure import run as forward_pass
 from secateurs.train.gates import NodeGates
 from secateurs.train.penalty import Penalty, balanced
-from secateurs.train.place import buffers_from_first, from_first, total
+from secateurs.train.place import average_, buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
 from secateurs.train.schedule import factor
 from secateurs.train.soft import Filters
+
+BEST, BEST_MASK, SPARSITY = "best/", "best mask/", "sparsity/"
+"""In a checkpoint: the best weights, their masks, and the state of the sparsifier."""
 
 
 class Run:
@@ -54,9 +59,11 @@ class Run:
         evaluate: Callable[[nn.Module], float] | None,
         folder: Path | None,
         soft: Filters | None = None,
+        sparsifier: Sparsifier | None = None,
         gates: NodeGates | None = None,
     ) -> None:
-        self.soft, self.gates = soft, gates
+        self.soft, self.sparsifier, self.gates = soft, sparsifier, gates
+        self.masks: Masks | None = None
         self.config, self.fabric, self.student, self.optimizer = config, fabric, student, optimizer
         self.batches, self.distillation, self.evaluate, self.folder = batches, distillation, evaluate, folder
         self.progress = Progress()
@@ -69,7 +76,7 @@ class Run:
         self._modes = [(module, module.training) for module in student.modules()]
         self._wrapped, self._stepper = fabric.setup(student, optimizer)
 
-    def identify(self, model: nn.Module, teacher: nn.Module | None) -> None:
+    def identify(self, model: nn.Module, teacher: nn.Module | None, masks: Masks | None) -> None:
         """Note what makes this run this run, so that a checkpoint of another one is refused."""
         if self.folder is None:
             return
@@ -86,6 +93,8 @@ class Run:
             "starting weights": checkpoint.digest(start),
             "teacher weights": checkpoint.digest(checkpoint.model_tensors(teacher)) if teacher is not None else None,
         }
+        if masks is not None:
+            identity["masks"] = checkpoint.digest(masks)
         self._identity = json.loads(json.dumps(identity, default=str))
 
     def resume(self) -> bool:
@@ -108,7 +117,10 @@ class Run:
         self.progress = Progress.from_json(record["progress"])
         checkpoint.load_model(self.student, tensors, "model/")
         checkpoint.load_optimizer(self.optimizer, tensors, record["optimizer"])
-        self.best = {name: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        if self.sparsifier is not None:
+            mine = {name: tensor for name, tensor in tensors.items() if name.startswith(SPARSITY)}
+            self.sparsifier.load_state_dict({name.removeprefix(SPARSITY): tensor for name, tensor in mine.items()})
+        self.best = {name: tensor for name, tensor in tensors.items() if name.startswith((BEST, BEST_MASK))}
         if self.gates is not None:
             self.gates.load(tensors, "gates/")
         return True
@@ -137,8 +149,13 @@ class Run:
         """Put the weights to return in place and take everything that only training needed off the model."""
         self._stepper.zero_grad(set_to_none=True)
         buffers_from_first(self.fabric, self.student)
+        if self.sparsifier is not None:
+            self.sparsifier.detach()
+            self.masks = self.sparsifier.masks
         if self.config.keep == "best" and self.best:
-            checkpoint.load_model(self.student, self.best, "best/")
+            checkpoint.load_model(self.student, self.best, BEST)
+            if self.masks is not None:
+                self.masks = {name: self.best[BEST_MASK + name].to(mask.device) for name, mask in self.masks.items()}
         if self.soft is not None:
             self.soft.zero(self.student)
 
@@ -170,9 +187,14 @@ class Run:
         seconds = earlier + time.perf_counter() - started
         price = self._penalty()
         paid = None if price is None else float(price.detach())
-        row = EpochRow(progress.epoch + 1, progress.loss_sum / progress.rows, lr, metric, seconds, paid)
-        if progress.close_epoch(row, self.config.patience, self.config.epochs) and self.config.keep == "best":
-            self.best = self._tensors("best/")
+        zeros = None if self.sparsifier is None else self.sparsifier.sparsity
+        settled = self.sparsifier is None or self.sparsifier.settled()
+        row = EpochRow(progress.epoch + 1, progress.loss_sum / progress.rows, lr, metric, seconds, paid, zeros)
+        best = progress.close_epoch(row, self.config.patience, self.config.epochs, counts=settled)
+        if best and self.config.keep == "best":
+            self.best = self._tensors(BEST)
+            if self.sparsifier is not None:
+                self.best |= {BEST_MASK + name: mask.clone() for name, mask in self.sparsifier.masks.items()}
         if progress.finished or progress.epoch % self.config.checkpoint_epochs == 0:
             self._save()
 
@@ -202,6 +224,9 @@ class Run:
         self._stepper.step()
         if self.gates is not None:
             self.gates.settle()
+        if self.sparsifier is not None:
+            average_(self.fabric, self.sparsifier.watched.values())
+            self.sparsifier.step()
         self._stepper.zero_grad(set_to_none=True)
         return value, count
 
@@ -273,7 +298,9 @@ class Run:
         if self.folder is None or not self.fabric.is_global_zero:
             return
         state, plain = checkpoint.optimizer_parts(self.optimizer)
-        tensors = {**self._tensors("model/"), **state, **self.best}
+        held = {} if self.sparsifier is None else self.sparsifier.state_dict()
+        masks = {SPARSITY + name: tensor for name, tensor in held.items()}
+        tensors = {**self._tensors("model/"), **state, **self.best, **masks}
         if self.gates is not None:
             tensors |= self.gates.tensors("gates/")
         record = {"run": self._identity, "progress": self.progress.to_json(), "optimizer": plain}

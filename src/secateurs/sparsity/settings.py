@@ -1,0 +1,163 @@
+"""`Sparsity`: which zeros a training puts in place and holds, as plain data that a recipe can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.reference import name_of
+from secateurs.sparsity.hold import MODES
+from secateurs.sparsity.importance import Importance
+from secateurs.sparsity.pattern import Pattern, parse_pattern
+from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
+from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
+from secateurs.sparsity.sparsify import Sparsifier, sparsify
+from secateurs.sparsity.spec import Masks, Spec, Target
+from secateurs.sparsity.surgery import Surgery
+from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.time import in_steps
+from secateurs.sparsity.updates import Update
+
+SCHEDULES = {"constant": Constant, "gradual": Gradual, "iterative": Iterative, "one_shot": OneShot}
+UPDATES = {"gradient_regrowth": GradientRegrowth, "random_regrowth": RandomRegrowth, "surgery": Surgery}
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What `sparsify` takes, for `FineTune(sparsity=...)`; every field has the meaning of the argument there.
+
+        sec.FineTune(epochs=10, sparsity=sec.Sparsity(0.9, schedule=sec.Gradual("1 epoch", "75%")))
+
+    `sparsity` is one number, a `Threshold`, or either by layer. The length of a training is known, so the moments of a
+    `schedule` or an `update` may be text: `"2 epochs"`, `"75%"`. Without a schedule the zeros come before the first
+    step. `Sparsity(hold_zeros=True)` trains a pruned model as it is: what is zero stays zero.
+
+    Raises `InputError` for fields that contradict each other and `UnknownNameError` for unknown names.
+    """
+
+    sparsity: Target | Mapping[str, Target] | None = None
+    _: KW_ONLY
+    mode: str = "hard"
+    schedule: Schedule | None = None
+    update: Update | None = None
+    pattern: str | Pattern = "weight"
+    importance: str | Importance | None = None
+    scope: str = "layer"
+    distribution: str = "uniform"
+    exclude: Sequence[str | type] = ()
+    only: Sequence[str | type] | None = None
+    hold_zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise _unusable("mode", self.mode, f"give one of {', '.join(MODES)}")
+        for name in ("exclude", "only"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise _unusable(name, given, f"give a list: {name}=[{given!r}]")
+            object.__setattr__(self, name, None if given is None else tuple(given))
+        decided = self.update is not None and self.update.decides
+        if self.sparsity is not None or parse_pattern(self.pattern).decides or not (self.hold_zeros or decided):
+            Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution)
+
+    def attach(
+        self, model: nn.Module, *, per_epoch: int, epochs: int, within: Masks | None = None, seed: int = 0
+    ) -> Sparsifier:
+        """A sparsifier on `model`, for a training of so many steps per epoch and epochs.
+
+        `within` are masks of before, held too. Raises `InputError` when the training ends before the schedule does.
+        """
+        named = ("mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros")
+        schedule = None if self.schedule is None else in_steps(self.schedule, per_epoch, epochs)
+        update = None if self.update is None else in_steps(self.update, per_epoch, epochs)
+        made = sparsify(
+            model, self.sparsity, schedule=schedule, update=update, within=within, seed=seed,
+            **{name: getattr(self, name) for name in named},
+        )  # fmt: skip
+        if not made.settled(per_epoch * epochs):
+            made.detach()
+            raise InputError(
+                explain(
+                    "The training ends before the schedule of the sparsity does",
+                    evidence=f"{epochs} epochs of {per_epoch} steps; {schedule}",
+                    next_step='end the schedule earlier (end="75%"), or train for longer',
+                )
+            )
+        return made
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON data, `from_plain` reads them; what is at its default is left out."""
+        return {
+            field.name: _plain(value) for field in fields(self) if (value := getattr(self, field.name)) != field.default
+        }
+
+    identity = plain
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> Sparsity:
+        """The settings from `plain()`. Raises `UnknownNameError`, `InputError`, and `TypeError` for unknown keys."""
+        given = dict(data)
+        if "sparsity" in given:
+            given["sparsity"] = _target(given["sparsity"])
+        for name, known in (("schedule", SCHEDULES), ("update", UPDATES)):
+            if given.get(name) is not None:
+                given[name] = _named(name, given[name], known)
+        return cls(**given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Schedule, Update)):
+        names = {kind: name for name, kind in {**SCHEDULES, **UPDATES}.items()}
+        name = names.get(type(value)) or f"{type(value).__module__}:{type(value).__qualname__}"
+        return {name: {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}}
+    if isinstance(value, Threshold):
+        return asdict(value)
+    if isinstance(value, (Pattern, type)):
+        return str(value) if isinstance(value, Pattern) else value.__name__
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if callable(value):
+        return name_of(value) or (repr(value) if is_dataclass(value) else _qualified(value))
+    return value
+
+
+def _qualified(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _target(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        threshold = set(data) == {"kind", "factor"}
+        return Threshold(**data) if threshold else {key: _target(item) for key, item in data.items()}
+    return data
+
+
+def _named(what: str, data: Any, known: Mapping[str, type]) -> Any:
+    """`{"gradual": {"begin": 0, ...}}`, or only the name, as the object."""
+    if isinstance(data, (Schedule, Update)):
+        return data
+    name, settings = next(iter(data.items())) if isinstance(data, Mapping) and len(data) == 1 else (data, {})
+    if not isinstance(name, str) or name not in known:
+        close = nearest(str(name), known)
+        raise UnknownNameError(
+            explain(
+                f"There is no {what} {name!r}",
+                evidence=f"known: {', '.join(known)}",
+                next_step=f"did you mean {close[0]!r}?" if close else f"write {{{next(iter(known))}: {{...}}}}",
+            )
+        )
+    return known[name](**settings)
+
+
+def _unusable(field: str, value: object, next_step: str) -> InputError:
+    return InputError(explain(f"Sparsity({field}={value!r}) cannot be used", next_step=next_step))
+
+
+__all__ = ["SCHEDULES", "UPDATES", "Sparsity"]
