@@ -45,6 +45,7 @@ from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
 from secateurs.train.gates import Gates
 from secateurs.train.loop import LoopResult, steps, train_prune_loop
+from secateurs.train.node_prune import NodePruning, node_prune
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
@@ -55,11 +56,11 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Gates", "GradientRegrowth",
-    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
-    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError",
-    "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut",
-    "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks",
-    "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify",
-    "steps", "train_prune_loop", "unpack",
+    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "NodePruning",
+    "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result",
+    "SecateursError", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "list", "load", "masks", "measure", "node_prune", "pack", "plan", "prune", "recalibrate",
+    "reconstruct", "save", "score", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
-from secateurs.base.journal import Journal
 from secateurs.base.loss import Loss
 from secateurs.capture.trace import capture, check_inputs
 from secateurs.choose import Budget, Plan, choose, compose
@@ -26,11 +25,8 @@ from secateurs.cost import count
 from secateurs.couple import couple
 from secateurs.cut import cut_detailed
 from secateurs.score import score
-from secateurs.train.checkpoint import digest
 from secateurs.train.config import FineTune
-from secateurs.train.distill import uses_teacher
-from secateurs.train.evaluate import checked_metric
-from secateurs.train.finetune import finetune
+from secateurs.train.long_run import LongRun
 from secateurs.train.recalibrate import recalibrate as refresh
 
 Evaluate = Callable[[nn.Module], float]
@@ -142,7 +138,7 @@ def train_prune_loop(
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, penalise, tolerance, rollbacks)
     _check_reference(reference, penalise)
-    loop = _Loop(model, args, keywords, data, evaluate, None if folder is None else Path(folder))
+    loop = LongRun(model, data, evaluate, None if folder is None else Path(folder) / JOURNAL)
     loop.identify(
         steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
         equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
@@ -155,7 +151,7 @@ def train_prune_loop(
     whole = count(model, args, kwargs=keywords)
     current, plan, penalised = model, None, None
     if penalise is not None:
-        current = loop.train("penalise", current, penalise)
+        current = loop.train("penalise", current, penalise).model
         penalised = loop.metric("penalised", current)
     least = (baseline if reference == "original" or penalised is None else penalised) - tolerance
 
@@ -195,7 +191,7 @@ def train_prune_loop(
             small = refresh(small, data, batches=recalibrate, seed=seed)
         after_cut = loop.metric(f"{place}/cut", small)
         if retrain is not None:
-            small = loop.train(place, small, retrain)
+            small = loop.train(place, small, retrain).model
         metric = loop.metric(f"{place}/metric", small)
         good = metric >= least
         row = Round(
@@ -235,50 +231,6 @@ def steps(metric: str, to: float, rounds: int, *, start: float | None = None) ->
     if metric == "threshold":
         return [Budget(threshold=begin + (to - begin) * share) for share in shares]
     return [Budget(**{metric: begin * math.exp(math.log(to / begin) * share)}) for share in shares]
-
-
-class _Loop:
-    """What a run needs at every step: where it leaves its traces, and how it trains and judges."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        data: Iterable[Any],
-        evaluate: Evaluate,
-        folder: Path | None,
-    ) -> None:
-        self.model, self.args, self.kwargs = model, args, kwargs
-        self.data, self.evaluate, self.folder = data, evaluate, folder
-        self.journal: Journal | None = None
-
-    def identify(self, **run: Any) -> None:
-        """Open the journal, if there is a folder. Raises `ArtifactError` if it belongs to another run."""
-        if self.folder is not None:
-            tensors = {name: item for name, item in self.model.state_dict().items() if isinstance(item, Tensor)}
-            self.journal = Journal(self.folder / JOURNAL, run={"weights": digest(tensors), **run})
-
-    def once(self, step: str, compute: Callable[[], Any]) -> Any:
-        return compute() if self.journal is None else self.journal.once(step, compute)
-
-    def metric(self, name: str, model: nn.Module) -> float:
-        return float(self.once(name, lambda: checked_metric(self.evaluate, model, name)))
-
-    def plan(self, place: str, make: Callable[[], Plan]) -> Plan:
-        return Plan.from_json(self.once(f"{place}/plan", lambda: make().to_json()))
-
-    def train(self, place: str, model: nn.Module, config: FineTune) -> nn.Module:
-        """Trained; a run of before gives its result at once."""
-        watched = config.patience is not None or config.keep == "best"
-        return finetune(
-            model,
-            self.data,
-            config,
-            teacher=self.model if uses_teacher(config.distil) else None,
-            evaluate=self.evaluate if watched else None,
-            folder=None if self.folder is None else self.folder / place,
-        ).model
 
 
 def _remaining(step: Budget, accepted: Budget | None, whole: Any) -> Budget:
