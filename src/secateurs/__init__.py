@@ -25,6 +25,7 @@ from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.deliver.packed import pack, unpack
+from secateurs.deliver.semi_structured import SemiStructured, semi_structured
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.prune import prune
@@ -58,9 +59,9 @@ __all__ = [
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Gates", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "NodePruning",
     "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result",
-    "SecateursError", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
-    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
-    "hand_over", "list", "load", "masks", "measure", "node_prune", "pack", "plan", "prune", "recalibrate",
-    "reconstruct", "save", "score", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "SecateursError", "SemiStructured", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold",
+    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
+    "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures",
+    "finetune", "hand_over", "list", "load", "masks", "measure", "node_prune", "pack", "plan", "prune", "recalibrate",
+    "reconstruct", "save", "score", "semi_structured", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip
