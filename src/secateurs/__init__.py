@@ -21,6 +21,7 @@ from secateurs.cost import Cost, count
 from secateurs.couple import ChannelGroup, Groups, couple
 from secateurs.cut import CutResult, cut, cut_detailed
 from secateurs.cut.compare import Difference
+from secateurs.cut.dead import DeadRemoval, remove_dead
 from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
@@ -45,7 +46,9 @@ from secateurs.train.distill import Distill
 from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
 from secateurs.train.gates import Gates
+from secateurs.train.iterative import IterativePruning, PruneRound, iterative_prune
 from secateurs.train.loop import LoopResult, steps, train_prune_loop
+from secateurs.train.lottery import Draw, Lottery, lottery
 from secateurs.train.node_prune import NodePruning, node_prune
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
@@ -56,12 +59,14 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
-    "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "Gates", "GradientRegrowth",
-    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "NodePruning",
-    "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result",
-    "SecateursError", "SemiStructured", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold",
-    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
-    "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures",
-    "finetune", "hand_over", "list", "load", "masks", "measure", "node_prune", "pack", "plan", "prune", "recalibrate",
-    "reconstruct", "save", "score", "semi_structured", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "CriteriaComparison", "CutResult", "DeadRemoval", "DeviceError", "Difference", "Distill", "Draw", "FineTune",
+    "Gates", "GradientRegrowth", "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative",
+    "IterativePruning", "LoopResult", "Lottery", "Measurement", "NodePruning", "OneShot", "Penalty", "Plan",
+    "PlanError", "ProofError", "PruneRound", "RandomRegrowth", "RecipeError", "Result", "SecateursError",
+    "SemiStructured", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure", "node_prune", "pack", "plan",
+    "prune", "recalibrate", "reconstruct", "remove_dead", "save", "score", "semi_structured", "soft_prune", "sparsify",
+    "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

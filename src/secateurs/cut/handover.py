@@ -125,6 +125,24 @@ def hand_over(
     return HandOver(small, bias, padding, handed, tuple(reasons), exact, worst)
 
 
+def inexact_units(
+    cutting: CutResult, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], groups: Groups
+) -> dict[int, str]:
+    """Of the units that `cutting` removed: those whose constant cannot be handed over to rounding, and why."""
+    job = _Job(cutting, model, args, keywords, groups, alive_after(cutting.plan, groups), "interior")
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _in_double(job.wide):
+        held, _ = steady_constants(groups, job.alive, job.leaves, job.inputs(), wide=job.wide)
+        exact = {shift.held for shift in job.shifts(held)[0] if shift.exact}
+    found: dict[int, str] = {}
+    for item in held:
+        units, where = groups.axes[item.value, item.dim], groups.graph.nodes[item.node].where
+        wrong = [] if item in exact else item.constants.nonzero().flatten().tolist()
+        found |= {int(units[index]): f"{where} cannot take its constant over exactly" for index in wrong}
+        if item.unsteady is not None:
+            found |= {int(units[index]): f"what {where} reads of it is no constant" for index in item.unsteady.tolist()}
+    return found
+
+
 @dataclass(frozen=True)
 class _Job:
     """One hand-over: what was cut, on which inputs."""

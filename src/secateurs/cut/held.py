@@ -33,12 +33,16 @@ STEADY = {torch.float64: 1e-9}
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Node `node` reads `constants[i]` at index `i` along `dim` of its operand `value`; 0 at indices that stay."""
+    """Node `node` reads `constants[i]` at index `i` along `dim` of its operand `value`; 0 at indices that stay.
+
+    `unsteady` are the indices that put out no constant, for which 0 stands.
+    """
 
     node: int
     value: int
     dim: int
     constants: Tensor
+    unsteady: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ def steady_constants(
     reading: dict[int, list[Lost]] = {}
     for site in sites:
         reading.setdefault(site.node, []).append(site)
-    first, second = (Run(graph, leaves, given, wide) for given in (inputs, _changed(inputs)))
+    first, second = (Run(graph, leaves, given, wide) for given in (inputs, changed(inputs)))
     spoiled: dict[int, Node] = {}
     held: list[Held] = []
     unsteady: list[str] = []
@@ -106,7 +110,7 @@ def steady_constants(
                 unsteady.append(_why(node, spoiled.get(units[0]), len(units)))
             constants = torch.zeros(site.units.numel(), dtype=torch.float64)
             constants[site.indices] = torch.where(steady, found, torch.zeros_like(found))
-            held.append(Held(site.node, site.value, site.dim, constants))
+            held.append(Held(site.node, site.value, site.dim, constants, site.indices[~steady]))
         one, other = _silent_producer(first, node, moving, gone), _silent_producer(second, node, moving, gone)
         first.store(node, one)
         second.store(node, other)
@@ -194,7 +198,7 @@ def _rows(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
     return picked.to("cpu", torch.float64)
 
 
-def _changed(inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def changed(inputs: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Other inputs of the same kind: other numbers if there are any, else the integers in another order."""
     floating = any(tensor.is_floating_point() for tensor in inputs.values())
     return {value: _other(tensor, floating) for value, tensor in inputs.items()}
@@ -212,4 +216,4 @@ def _why(consumer: Node, spoiler: Node | None, units: int) -> str:
     return f"{units} removed channels that {consumer.where} reads put out no constant: {by}"
 
 
-__all__ = ["Held", "Lost", "lost_sites", "mean_constants", "steady_constants", "weighted_operand"]
+__all__ = ["Held", "Lost", "changed", "lost_sites", "mean_constants", "steady_constants", "weighted_operand"]

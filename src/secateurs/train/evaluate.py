@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateurs.base.batches import device_of, split, to_device
+from secateurs.base.batches import device_of, rows, split, to_device
 from secateurs.base.errors import TrainError, explain
-from secateurs.base.loss import describe, logits
+from secateurs.base.loss import Loss, describe, logits, losses
 from secateurs.base.seeds import seeded
 from secateurs.train.failure import run
 
@@ -48,6 +48,29 @@ def accuracy(loader: Iterable[Any], *, batches: int | None = None, seed: int = 0
         if total == 0:
             raise TrainError(explain("The validation data is empty", next_step="check the dataset and the batch size"))
         return right / total
+
+    return evaluate
+
+
+def mean_loss(loader: Iterable[Any], loss: str | Loss = "cross_entropy") -> Callable[[nn.Module], float]:
+    """A function that gives a model's mean loss per row on `loader`, in eval mode; lower is better.
+
+    `loss` is that of `FineTune`. Raises `TrainError` when there is no batch or it does not fit.
+    """
+    measure = losses[loss] if isinstance(loss, str) else loss
+
+    def evaluate(model: nn.Module) -> float:
+        total = seen = 0.0
+        device = device_of(model)
+        with in_eval_mode(model), torch.no_grad(), seeded(0):
+            for index, batch in enumerate(loader):
+                place = f"validation batch {index}"
+                inputs, target = split(to_device(batch, device), place)
+                total += float(measure(run(model, inputs, place), target)) * rows(inputs)
+                seen += rows(inputs)
+        if seen == 0:
+            raise TrainError(explain("The validation data is empty", next_step="check the dataset and the batch size"))
+        return total / seen
 
     return evaluate
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateurs.base.batches import Batches, derive, device_of
@@ -26,7 +26,7 @@ from secateurs.train.optimizer import build_optimizer, carry_over
 from secateurs.train.place import start_fabric, state_to
 from secateurs.train.progress import EpochRow
 from secateurs.train.recalibrate import recalibrate_
-from secateurs.train.run import Run
+from secateurs.train.run import SNAPSHOT, Run
 from secateurs.train.soft import Filters
 
 __all__ = ["FineTune", "FineTuneResult", "finetune"]
@@ -42,6 +42,9 @@ class FineTuneResult:
     weights of that epoch. `stopped_early` says that patience ran out. `masks`, where zeros were held, are bool by
     parameter name, True = kept; the model is free of hooks and has its zeros, exactly +0.0. `gates` says which units
     `FineTune(gates=...)` closed; the weights that read those are zero in the model.
+
+    `last` are parameters and buffers after the last step by name, where `keep="best"` gave others to the model;
+    `snapshot` those after the step that was asked for.
     """
 
     model: nn.Module
@@ -50,6 +53,8 @@ class FineTuneResult:
     best_epoch: int | None = None
     stopped_early: bool = False
     masks: Masks | None = None
+    last: dict[str, Tensor] | None = None
+    snapshot: dict[str, Tensor] | None = None
     gates: GateState | None = None
 
     def __str__(self) -> str:
@@ -77,6 +82,7 @@ def finetune(
     folder: str | os.PathLike[str] | None = None,
     optimizer: Optimizer | None = None,
     masks: Masks | None = None,
+    snapshot: int | None = None,
 ) -> FineTuneResult:
     """Train a copy of `model` on `data`; the model itself, its modes and the process's random states stay as they are.
 
@@ -88,6 +94,7 @@ def finetune(
     `optimizer` continues one made for `model` (see `cut_optimizer`) on the copy: its settings replace the config's,
     and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set.
     `masks` (bool by parameter name, True = kept) are held as they are, or, with `config.sparsity`, are where it begins.
+    `snapshot` is a number of steps after which the weights are noted, to rewind to.
 
     With a `folder`, the run leaves checkpoints in it, and the same call after a crash or a `kill -9` goes on from the
     last one; on a CPU it ends with the very bits of an undisturbed run. A folder whose run has ended gives its result
@@ -102,7 +109,7 @@ def finetune(
         evaluate = accuracy(validation)
     place = Path(folder) if folder is not None else None
     with seeded(derive(config.seed, "run")):
-        return _train(model, data, config, teacher, evaluate, resume, place, optimizer, masks)
+        return _train(model, data, config, teacher, evaluate, resume, place, optimizer, masks, snapshot)
 
 
 def _train(
@@ -115,6 +122,7 @@ def _train(
     folder: Path | None,
     optimizer: Optimizer | None,
     masks: Masks | None,
+    snapshot: int | None,
 ) -> FineTuneResult:
     home = device_of(model)
     fabric = start_fabric(config, home)
@@ -128,7 +136,9 @@ def _train(
         gates = None if config.gates is None else NodeGates.of(student, batches, config.gates)
         steps = _optimizer(config, optimizer, model, student)
         sparsifier = _sparsifier(config, student, batches, masks)
-        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft, sparsifier, gates)
+        run = Run(
+            config, fabric, student, steps, batches, distillation, evaluate, folder, soft, sparsifier, snapshot, gates
+        )  # fmt: skip
         run.identify(model, teacher if distillation is not None else None, masks)
         if not (resume and run.resume()):
             if config.recalibrate:
@@ -151,10 +161,13 @@ def _result(run: Run, model: nn.Module, home: torch.device) -> FineTuneResult:
         module.training = original.training
     progress = run.progress
     masks = None if run.masks is None else {name: mask.to(home) for name, mask in run.masks.items()}
+    snapshot = {name.removeprefix(SNAPSHOT): tensor.to(home) for name, tensor in run.noted.items()} or None
+    last = None if run.last is None else {name: tensor.to(home) for name, tensor in run.last.items()}
     gates = None if run.gates is None else run.gates.state()
     return FineTuneResult(
-        student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, masks, gates
-    )
+        student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, masks, last,
+        snapshot, gates,
+    )  # fmt: skip
 
 
 def _sparsifier(config: FineTune, student: nn.Module, batches: Batches, masks: Masks | None) -> Sparsifier | None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,10 +25,9 @@ from secateurs.couple import couple
 from secateurs.cut import cut_detailed
 from secateurs.score import score
 from secateurs.train.config import FineTune
-from secateurs.train.long_run import LongRun
 from secateurs.train.recalibrate import recalibrate as refresh
+from secateurs.train.stages import Evaluate, Stages
 
-Evaluate = Callable[[nn.Module], float]
 JOURNAL = "loop.jsonl"
 REFERENCES = ("original", "penalised")
 ACCEPTED, ROLLED_BACK, NOTHING = "accepted", "rolled back", "nothing to remove"
@@ -138,8 +136,9 @@ def train_prune_loop(
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, penalise, tolerance, rollbacks)
     _check_reference(reference, penalise)
-    loop = LongRun(model, data, evaluate, None if folder is None else Path(folder) / JOURNAL)
+    loop = Stages(model, data, evaluate, folder)
     loop.identify(
+        JOURNAL,
         steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
         equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
         exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, recalibrate=recalibrate,
@@ -175,7 +174,7 @@ def train_prune_loop(
         started, number = time.perf_counter(), len(rounds) + 1
         place = f"round-{number:02}"
         try:
-            made = loop.plan(place, partial(choice, current, _remaining(step, accepted, whole)))
+            made = _planned(loop, place, partial(choice, current, _remaining(step, accepted, whole)))
         except BudgetError:
             if plan is None:
                 raise
@@ -231,6 +230,10 @@ def steps(metric: str, to: float, rounds: int, *, start: float | None = None) ->
     if metric == "threshold":
         return [Budget(threshold=begin + (to - begin) * share) for share in shares]
     return [Budget(**{metric: begin * math.exp(math.log(to / begin) * share)}) for share in shares]
+
+
+def _planned(loop: Stages, place: str, make: Callable[[], Plan]) -> Plan:
+    return Plan.from_json(loop.once(f"{place}/plan", lambda: make().to_json()))
 
 
 def _remaining(step: Budget, accepted: Budget | None, whole: Any) -> Budget:

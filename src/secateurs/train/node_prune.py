@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,7 +24,7 @@ from secateurs.cut.cut import alive_after
 from secateurs.train.config import FineTune
 from secateurs.train.dropout import dropout_shares, scale_dropout_
 from secateurs.train.gates import GateState
-from secateurs.train.long_run import LongRun
+from secateurs.train.stages import Evaluate, Stages
 
 JOURNAL = "nodes.jsonl"
 
@@ -87,7 +86,7 @@ def node_prune(
     data: Iterable[Any],
     *,
     stages: FineTune | Sequence[FineTune],
-    evaluate: Callable[[nn.Module], float],
+    evaluate: Evaluate,
     finetune: FineTune | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dropout: bool = True,
@@ -112,9 +111,9 @@ def node_prune(
     listed = [stages] if isinstance(stages, FineTune) else list(stages)
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, finetune)
-    run = LongRun(model, data, evaluate, None if folder is None else Path(folder) / JOURNAL)
+    run = Stages(model, data, evaluate, folder)
     run.identify(
-        stages=[stage.identity() for stage in listed], dropout=dropout,
+        JOURNAL, stages=[stage.identity() for stage in listed], dropout=dropout,
         finetune=None if finetune is None else finetune.identity(),
     )  # fmt: skip
     whole, baseline = count(model, args, kwargs=keywords), run.metric("baseline", model)

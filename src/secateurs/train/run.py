@@ -36,8 +36,8 @@ from secateurs.train.progress import EpochRow, Progress
 from secateurs.train.schedule import factor
 from secateurs.train.soft import Filters
 
-BEST, BEST_MASK, SPARSITY = "best/", "best mask/", "sparsity/"
-"""In a checkpoint: the best weights, their masks, and the state of the sparsifier."""
+BEST, BEST_MASK, SPARSITY, SNAPSHOT = "best/", "best mask/", "sparsity/", "snapshot/"
+"""In a checkpoint: the best weights, their masks, the state of the sparsifier, and the weights to rewind to."""
 
 
 class Run:
@@ -60,10 +60,13 @@ class Run:
         folder: Path | None,
         soft: Filters | None = None,
         sparsifier: Sparsifier | None = None,
+        snapshot: int | None = None,
         gates: NodeGates | None = None,
     ) -> None:
-        self.soft, self.sparsifier, self.gates = soft, sparsifier, gates
+        self.soft, self.sparsifier, self.snapshot, self.gates = soft, sparsifier, snapshot, gates
         self.masks: Masks | None = None
+        self.noted: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] | None = None
         self.config, self.fabric, self.student, self.optimizer = config, fabric, student, optimizer
         self.batches, self.distillation, self.evaluate, self.folder = batches, distillation, evaluate, folder
         self.progress = Progress()
@@ -95,6 +98,8 @@ class Run:
         }
         if masks is not None:
             identity["masks"] = checkpoint.digest(masks)
+        if self.snapshot is not None:
+            identity["snapshot"] = self.snapshot
         self._identity = json.loads(json.dumps(identity, default=str))
 
     def resume(self) -> bool:
@@ -121,6 +126,7 @@ class Run:
             mine = {name: tensor for name, tensor in tensors.items() if name.startswith(SPARSITY)}
             self.sparsifier.load_state_dict({name.removeprefix(SPARSITY): tensor for name, tensor in mine.items()})
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith((BEST, BEST_MASK))}
+        self.noted = {name: tensor for name, tensor in tensors.items() if name.startswith(SNAPSHOT)}
         if self.gates is not None:
             self.gates.load(tensors, "gates/")
         return True
@@ -131,6 +137,7 @@ class Run:
         penalty = self.config.penalty
         if penalty is not None and not self.progress.finished:
             self.progress.strength = self._strength(penalty)
+        self._note()
         self._save()
 
     def train(self) -> None:
@@ -153,6 +160,7 @@ class Run:
             self.sparsifier.detach()
             self.masks = self.sparsifier.masks
         if self.config.keep == "best" and self.best:
+            self.last = self._tensors("")
             checkpoint.load_model(self.student, self.best, BEST)
             if self.masks is not None:
                 self.masks = {name: self.best[BEST_MASK + name].to(mask.device) for name, mask in self.masks.items()}
@@ -173,6 +181,7 @@ class Run:
             lr = self._set_lr()
             loss, count = self._step(batch)
             progress.batch += 1
+            self._note()
             progress.loss_sum += loss * count
             progress.rows += count
             progress.seconds = earlier + time.perf_counter() - started
@@ -229,6 +238,11 @@ class Run:
             self.sparsifier.step()
         self._stepper.zero_grad(set_to_none=True)
         return value, count
+
+    def _note(self) -> None:
+        """Keep the weights of this step, if they are asked for."""
+        if self.snapshot == self._step_number:
+            self.noted = self._tensors(SNAPSHOT)
 
     def _strength(self, penalty: Penalty) -> float:
         """The penalty's weight; measured by the first process if it is to balance the loss."""
@@ -300,7 +314,7 @@ class Run:
         state, plain = checkpoint.optimizer_parts(self.optimizer)
         held = {} if self.sparsifier is None else self.sparsifier.state_dict()
         masks = {SPARSITY + name: tensor for name, tensor in held.items()}
-        tensors = {**self._tensors("model/"), **state, **self.best, **masks}
+        tensors = {**self._tensors("model/"), **state, **self.best, **masks, **self.noted}
         if self.gates is not None:
             tensors |= self.gates.tensors("gates/")
         record = {"run": self._identity, "progress": self.progress.to_json(), "optimizer": plain}
