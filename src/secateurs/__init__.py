@@ -38,6 +38,7 @@ from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
 from secateurs.sparsity.settings import Sparsity
+from secateurs.sparsity.simd_matrix import SimdMatrix
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -54,6 +55,8 @@ from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
 from secateurs.train.reconstruct import reconstruct
+from secateurs.train.scalpel import Scalpel, scalpel
+from secateurs.train.scalpel_plan import ScalpelPlan, scalpel_plan
 from secateurs.train.soft import Soft
 from secateurs.train.soft_prune import SoftPruning, soft_prune
 
@@ -62,11 +65,11 @@ __all__ = [
     "CriteriaComparison", "CutResult", "DeadRemoval", "DeviceError", "Difference", "Distill", "Draw", "FineTune",
     "Gates", "GradientRegrowth", "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative",
     "IterativePruning", "LoopResult", "Lottery", "Measurement", "NodePruning", "OneShot", "Penalty", "Plan",
-    "PlanError", "ProofError", "PruneRound", "RandomRegrowth", "RecipeError", "Result", "SecateursError",
-    "SemiStructured", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery", "Threshold", "TrainError",
-    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
-    "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure", "node_prune", "pack", "plan",
-    "prune", "recalibrate", "reconstruct", "remove_dead", "save", "score", "semi_structured", "soft_prune", "sparsify",
-    "steps", "train_prune_loop", "unpack",
+    "PlanError", "ProofError", "PruneRound", "RandomRegrowth", "RecipeError", "Result", "Scalpel", "ScalpelPlan",
+    "SecateursError", "SemiStructured", "SimdMatrix", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery",
+    "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose",
+    "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx",
+    "figures", "finetune", "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure", "node_prune",
+    "pack", "plan", "prune", "recalibrate", "reconstruct", "remove_dead", "save", "scalpel", "scalpel_plan", "score",
+    "semi_structured", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip
