@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from train.networks import convolutional, images, loader, plain, points, same, state
 
 import secateurs as sec
+from secateurs import recipe
 from secateurs.base.errors import InputError, UnknownNameError
 from secateurs.capture.program import Programs, Read
 from secateurs.couple.columns import reading_columns
@@ -178,38 +179,6 @@ def test_gates_on_random_networks(seed: int):
     check_gates_are_gates(model, inputs, seed)
 
 
-def test_what_reads_a_group_otherwise_is_named():
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.out = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(3, 2)
-            self.tied = nn.Linear(6, 3)
-            self.norm, self.last = nn.LayerNorm(5), nn.Linear(5, 2)
-            self.five = nn.Linear(4, 5)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            product = self.one(x) @ self.two(x).T
-            return product, self.out(self.tied(self.two(x))), self.last(self.norm(self.five(x)))
-
-    missing = reading_columns(coupled(Odd(), torch.zeros(3, 4))).missing
-    assert any("not through a weight" in why for why in missing.values())
-    assert "layer_norm" in missing["five"]
-    assert NodeGates(coupled(Odd(), torch.zeros(3, 4)), Odd(), Gates(strength=0.1)).state().missing == missing
-
-
-def test_a_weight_that_also_does_something_else_carries_no_gates():
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(7, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(self.table(x).relu(), self.table.weight)
-
-    (why,) = reading_columns(coupled(Tied(), torch.zeros(2, 3, dtype=torch.int64))).missing.values()
-    assert why.startswith("`table.weight`, which reads it, is also read by `embedding`")
-
-
 # --- in training
 
 
@@ -332,6 +301,16 @@ def test_a_model_without_units_is_refused():
     model = nn.Linear(4, 2)
     with pytest.raises(InputError, match="There is no unit to put a gate on"):
         NodeGates(coupled(model, torch.zeros(1, 4)), model, Gates(strength=0.1))
+
+
+def test_a_recipe_can_ask_for_them():
+    wanted = {"epochs": 2, "gates": {"strength": 2e-4, "start": 0.8002, "only": ["conv*"]}}
+    made = recipe.make(budget={"macs": 0.5}, finetune=wanted)
+    assert made.finetune is not None
+    assert made.finetune.gates == Gates(strength=2e-4, start=0.8002, only=["conv*"])
+    assert recipe.read(made.to_yaml()) == made
+    with pytest.raises(sec.RecipeError, match="strenght"):
+        recipe.make(budget={"macs": 0.5}, finetune={"gates": {"strenght": 1.0}})
 
 
 @pytest.mark.parametrize(
