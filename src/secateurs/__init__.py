@@ -26,6 +26,7 @@ from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.deliver.packed import pack, unpack
+from secateurs.deliver.semi_structured import SemiStructured, semi_structured
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.prune import prune
@@ -39,6 +40,7 @@ from secateurs.sparsity.masks import masks
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot
 from secateurs.sparsity.settings import Sparsity
+from secateurs.sparsity.simd_matrix import SimdMatrix
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
@@ -46,13 +48,17 @@ from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
 from secateurs.train.evaluate import accuracy
 from secateurs.train.finetune import finetune
+from secateurs.train.gates import Gates
 from secateurs.train.iterative import IterativePruning, PruneRound, iterative_prune
 from secateurs.train.loop import LoopResult, steps, train_prune_loop
 from secateurs.train.lottery import Draw, Lottery, lottery
+from secateurs.train.node_prune import NodePruning, node_prune
 from secateurs.train.optimizer import cut_optimizer
 from secateurs.train.penalty import Penalty
 from secateurs.train.recalibrate import recalibrate
 from secateurs.train.reconstruct import reconstruct
+from secateurs.train.scalpel import Scalpel, scalpel
+from secateurs.train.scalpel_plan import ScalpelPlan, scalpel_plan
 from secateurs.train.soft import Soft
 from secateurs.train.soft_prune import SoftPruning, soft_prune
 
@@ -75,4 +81,13 @@ __all__ = [
     "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
     "hand_over", "list", "load", "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save",
     "score", "sensitivity", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "Gates", "GradientRegrowth", "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative",
+    "IterativePruning", "LoopResult", "Lottery", "Measurement", "NodePruning", "OneShot", "Penalty", "Plan",
+    "PlanError", "ProofError", "PruneRound", "RandomRegrowth", "RecipeError", "Result", "Scalpel", "ScalpelPlan",
+    "SecateursError", "SemiStructured", "SimdMatrix", "Soft", "SoftPruning", "Sparsifier", "Sparsity", "Surgery",
+    "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose",
+    "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx",
+    "figures", "finetune", "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure", "node_prune",
+    "pack", "plan", "prune", "recalibrate", "reconstruct", "remove_dead", "save", "scalpel", "scalpel_plan", "score",
+    "semi_structured", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

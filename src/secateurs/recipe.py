@@ -38,6 +38,7 @@ from secateurs.deliver.request import FORMAT, FromPython, plain
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
+from secateurs.train.gates import Gates
 from secateurs.train.penalty import Penalty
 from secateurs.train.soft import Soft
 
@@ -80,6 +81,8 @@ def _finetune(data: Any) -> FineTune:
         given["penalty"] = Penalty(**_mapping(given["penalty"]))
     if given.get("soft") is not None:
         given["soft"] = Soft(**_mapping(given["soft"]))
+    if given.get("gates") is not None:
+        given["gates"] = Gates(**_mapping(given["gates"]))
     if given.get("sparsity") is not None:
         given["sparsity"] = Sparsity.from_plain(_mapping(given["sparsity"]))
     if "milestones" in given:
@@ -168,6 +171,7 @@ _SECTIONS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("budget",): tuple(field.name for field in fields(Budget)),
     ("finetune",): tuple(field.name for field in fields(FineTune)),
     ("finetune", "distil"): tuple(field.name for field in fields(Distill)),
+    ("finetune", "gates"): tuple(field.name for field in fields(Gates)),
     ("finetune", "penalty"): tuple(field.name for field in fields(Penalty)),
     ("finetune", "soft"): tuple(field.name for field in fields(Soft)),
     ("finetune", "sparsity"): tuple(field.name for field in fields(Sparsity)),

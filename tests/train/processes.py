@@ -21,6 +21,7 @@ from train.networks import Augmented, convolutional, images, loader, plain, poin
 from secateurs.sparsity import Constant, GradientRegrowth, Gradual, Sparsity, Surgery
 from secateurs.train.distill import Distill
 from secateurs.train.finetune import FineTune, finetune
+from secateurs.train.gates import Gates
 
 
 def forked(target: Callable[..., None], *args: Any) -> BaseProcess:
@@ -48,6 +49,9 @@ SPARSITIES = {
     "dense-update": Sparsity(mode="dense-update", update=Surgery(c=0.5, gamma=0.05), schedule=Constant(end="90%")),
     "regrown": Sparsity(0.6, update=GradientRegrowth(end="100%"), schedule=Constant(every=3)),
 }
+
+
+GATES = {"gates": Gates(strength=0.06, start=0.82)}
 
 
 def train_to_the_end(folder: str | None, output: str, sparsity: str = "none") -> None:
@@ -96,7 +100,7 @@ def train_distributed(name: str, output: str) -> None:
     torch.set_num_threads(1)
     keep = "best" if name == "convolutional" else "last"
     config = FineTune(epochs=2, lr=0.1, keep=keep, accelerator="cpu", strategy="ddp", progress=False,
-                      sparsity=SPARSITIES.get(name))  # fmt: skip
+                      sparsity=SPARSITIES.get(name), gates=GATES.get(name))  # fmt: skip
     model = convolutional() if name == "convolutional" else plain()
     data = images(20) if name == "convolutional" else points(21)
     result = finetune(model, loader(data), config, validation=loader(data, shuffle=False), folder=output)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train.networks import loader, plain, points, same
-from train.processes import SPARSITIES, forked, train_as_rank
+from train.processes import GATES, SPARSITIES, forked, train_as_rank
 
 from secateurs.sparsity import Sparsity
 from secateurs.train.finetune import FineTune, finetune
+from secateurs.train.gates import Gates
 
 
 def two_ranks(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
@@ -29,9 +30,11 @@ def two_ranks(name: str, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-def compare_with_one_process(weights: dict[str, torch.Tensor], sparsity: Sparsity | None = None) -> None:
+def compare_with_one_process(
+    weights: dict[str, torch.Tensor], sparsity: Sparsity | None = None, gates: Gates | None = None
+) -> None:
     data = points(21)
-    config = FineTune(epochs=2, lr=0.1, progress=False, sparsity=sparsity)
+    config = FineTune(epochs=2, lr=0.1, progress=False, sparsity=sparsity, gates=gates)
     alone = finetune(plain(), loader(data), config, validation=loader(data, shuffle=False))
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
@@ -59,6 +62,15 @@ def test_two_processes_hold_the_zeros_of_one(name: str, tmp_path: Path) -> None:
     assert same(first, second)
     assert bool((first["0.weight"] == 0).any())
     compare_with_one_process(first, SPARSITIES[name])
+
+
+@pytest.mark.medium
+def test_two_processes_close_the_gates_of_one(tmp_path: Path) -> None:
+    first, second = two_ranks("gates", tmp_path)
+    assert same(first, second)
+    closed = int((first["2.weight"] == 0).all(0).sum())
+    assert 0 < closed < 6
+    compare_with_one_process(first, gates=GATES["gates"])
 
 
 @pytest.mark.slow

@@ -103,6 +103,33 @@ def test_thresholds_look_at_what_is_left() -> None:
     assert torch.equal(by_layer.masks["2.weight"], plain()[2].weight.abs() >= 0.2)
 
 
+def test_thresholds_that_rise_one_per_round(trained: nn.Module) -> None:
+    """SIMD-aware pruning: groups of four by their RMS, within what the round before left."""
+    thresholds, before = [0.2, 0.4, 0.6], {name: tensor != 0 for name, tensor in state(trained).items()}
+    models: list[dict[str, torch.Tensor]] = []
+
+    def watch(model: nn.Module) -> float:
+        models.append(state(model))
+        return 0.5
+
+    result = sec.iterative_prune(
+        trained, DATA, sparsity=[sec.Threshold("value", t) for t in thresholds], pattern="simd(4)", evaluate=watch,
+        retrain=RETRAIN,
+    )  # fmt: skip
+    assert len(result.rounds) == 3
+    current = models[0]
+    for threshold, pruned, retrained in zip(thresholds, models[1::2], models[2::2], strict=True):
+        weight = current["2.weight"].double() * before["2.weight"]
+        parts = weight.split(4, dim=1)
+        rms = torch.cat([part.square().mean(1, keepdim=True).sqrt().expand_as(part) for part in parts], 1)
+        expected = (rms >= threshold) & before["2.weight"]
+        assert torch.equal(pruned["2.weight"] != 0, expected)
+        current, before = retrained, {"2.weight": expected}
+    assert torch.equal(result.masks["2.weight"], before["2.weight"])
+    with pytest.raises(sec.InputError, match="give one for every round"):
+        sec.iterative_prune(trained, DATA, sparsity=[], evaluate=watch)
+
+
 def test_the_last_round_trains_as_said(trained: nn.Module) -> None:
     """No retraining between, two epochs at the end: that is one-shot to the same masks."""
     none, last = sec.FineTune(epochs=0, progress=False), RETRAIN

@@ -12,6 +12,7 @@ from secateurs.base.loss import losses
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.distill import Distill
+from secateurs.train.gates import Gates
 from secateurs.train.penalty import Penalty
 from secateurs.train.soft import Soft
 
@@ -29,8 +30,9 @@ class FineTune:
 
     *What is minimised.* `loss` is `"cross_entropy"`, `"binary_cross_entropy"`, `"mse"`, or a callable
     `(outputs, target) -> scalar` that averages over the batch's rows; `distil` adds a teacher's opinion, `penalty` a
-    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return;
-    `sparsity` puts zeros in place as its schedule says and holds them.
+    price on large weights, `soft` sets the smallest filters to zero after every epoch, from where they may return,
+    `sparsity` puts zeros in place as its schedule says and holds them, and `gates` lets the training itself close units
+    (see `Gates`; it goes with none of the three before).
 
     *How.* `optimizer` `"sgd"` (with `momentum`), `"adam"` or `"adamw"`, with `lr` and `weight_decay`; gradients longer
     than `clip_norm` (2-norm over all parameters) are shortened to it. `schedule` scales the learning rate at every
@@ -68,6 +70,7 @@ class FineTune:
     penalty: Penalty | None = None
     soft: Soft | None = None
     sparsity: Sparsity | None = None
+    gates: Gates | None = None
     batches: int | None = None
     patience: int | None = None
     keep: str = "last"
@@ -109,6 +112,23 @@ class FineTune:
             raise InputError(
                 explain("FineTune has both `soft` and `sparsity`", next_step="let one of them decide what becomes zero")
             )
+        self._check_gates()
+
+    def _check_gates(self) -> None:
+        others = {
+            "penalty": self.penalty is not None,
+            "soft": self.soft is not None,
+            "sparsity": self.sparsity is not None,
+            'keep="best"': self.keep == "best",
+        }
+        if self.gates is not None and any(others.values()):
+            raise InputError(
+                explain(
+                    f"Gates cannot be trained with {next(name for name, given in others.items() if given)}",
+                    where="FineTune(gates=...)",
+                    next_step="leave it out: gates follow the loss alone, and count as they stand at the end",
+                )
+            )
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained weights, as JSON data: everything but where it runs and how it reports."""
@@ -117,9 +137,11 @@ class FineTune:
         for part in ("distil", "penalty", "soft"):
             given = getattr(self, part)
             data[part] = given.identity() if given is not None else None
-        del data["sparsity"]
+        del data["sparsity"], data["gates"]
         if self.sparsity is not None:
             data["sparsity"] = self.sparsity.identity()
+        if self.gates is not None:
+            data["gates"] = self.gates.identity()
         if not isinstance(self.loss, str):
             data["loss"] = _callable_name(self.loss)
         return data

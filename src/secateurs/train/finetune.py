@@ -21,6 +21,7 @@ from secateurs.sparsity.spec import Masks
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distillation, uses_teacher
 from secateurs.train.evaluate import accuracy
+from secateurs.train.gates import GateState, NodeGates
 from secateurs.train.optimizer import build_optimizer, carry_over
 from secateurs.train.place import start_fabric, state_to
 from secateurs.train.progress import EpochRow
@@ -39,7 +40,8 @@ class FineTuneResult:
 
     `best_epoch` is the epoch (from 1) of the best metric, None without a metric; with `keep="best"` the model has the
     weights of that epoch. `stopped_early` says that patience ran out. `masks`, where zeros were held, are bool by
-    parameter name, True = kept; the model is free of hooks and has its zeros, exactly +0.0.
+    parameter name, True = kept; the model is free of hooks and has its zeros, exactly +0.0. `gates` says which units
+    `FineTune(gates=...)` closed; the weights that read those are zero in the model.
 
     `last` are parameters and buffers after the last step by name, where `keep="best"` gave others to the model;
     `snapshot` those after the step that was asked for.
@@ -53,6 +55,7 @@ class FineTuneResult:
     masks: Masks | None = None
     last: dict[str, Tensor] | None = None
     snapshot: dict[str, Tensor] | None = None
+    gates: GateState | None = None
 
     def __str__(self) -> str:
         zeros = "" if self.masks is None else f"  {'zeros':>6}"
@@ -101,7 +104,7 @@ def finetune(
     checkpoint belongs to another run; `InputError` for arguments that contradict each other.
     """
     config = config or FineTune()
-    _check(model, config, teacher, evaluate, validation)
+    _check(model, config, teacher, evaluate, validation, masks)
     if validation is not None:
         evaluate = accuracy(validation)
     place = Path(folder) if folder is not None else None
@@ -130,9 +133,12 @@ def _train(
         distillation = Distillation(student, teacher, config.distil, fabric.device, fabric.autocast)
     try:
         soft = None if config.soft is None else Filters.of(model, batches, config.soft)
+        gates = None if config.gates is None else NodeGates.of(student, batches, config.gates)
         steps = _optimizer(config, optimizer, model, student)
         sparsifier = _sparsifier(config, student, batches, masks)
-        run = Run(config, fabric, student, steps, batches, distillation, evaluate, folder, soft, sparsifier, snapshot)
+        run = Run(
+            config, fabric, student, steps, batches, distillation, evaluate, folder, soft, sparsifier, snapshot, gates
+        )  # fmt: skip
         run.identify(model, teacher if distillation is not None else None, masks)
         if not (resume and run.resume()):
             if config.recalibrate:
@@ -157,9 +163,10 @@ def _result(run: Run, model: nn.Module, home: torch.device) -> FineTuneResult:
     masks = None if run.masks is None else {name: mask.to(home) for name, mask in run.masks.items()}
     snapshot = {name.removeprefix(SNAPSHOT): tensor.to(home) for name, tensor in run.noted.items()} or None
     last = None if run.last is None else {name: tensor.to(home) for name, tensor in run.last.items()}
+    gates = None if run.gates is None else run.gates.state()
     return FineTuneResult(
         student, tuple(progress.history), run.optimizer, progress.best_epoch, progress.stopped_early, masks, last,
-        snapshot,
+        snapshot, gates,
     )  # fmt: skip
 
 
@@ -196,6 +203,7 @@ def _check(
     teacher: nn.Module | None,
     evaluate: Evaluate | None,
     validation: Iterable[Any] | None,
+    masks: Masks | None,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(explain(f"The model is a {type(model).__name__}", next_step="pass a torch.nn.Module"))
@@ -215,6 +223,10 @@ def _check(
             raise InputError(
                 explain(f"FineTune({setting}) needs a metric", next_step="pass `evaluate=` or `validation=`")
             )
+    if masks is not None and config.gates is not None:
+        raise InputError(
+            explain("Masks cannot be held together with gates", next_step="close units first, then prune weights")
+        )
     if teacher is None and uses_teacher(config.distil):
         raise InputError(
             explain("Distillation needs a teacher", next_step="pass `teacher=`, for example the model before the cut")

@@ -77,7 +77,7 @@ def iterative_prune(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    sparsity: Target | Mapping[str, Target],
+    sparsity: Target | Mapping[str, Target] | Sequence[Target | Mapping[str, Target]],
     evaluate: Evaluate,
     rounds: int = 5,
     retrain: FineTune | None = None,
@@ -97,7 +97,8 @@ def iterative_prune(
 
     After round r of R every layer is `1 - (1 - sparsity)^(r/R)` sparse: each round leaves the same share of what was
     left. `rounds=1` is one-shot pruning. A `Threshold` instead (`Threshold("std", q)`: q standard deviations) applies
-    in every round to the weights that are left. `sparsity` may give either by layer; with `pattern`, `importance`,
+    in every round to the weights that are left. A list says what every round is to reach (`rounds` is its length),
+    such as thresholds that rise. `sparsity` may give either by layer; with `pattern`, `importance`,
     `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero.
 
     Weights that stay go on from their values, trained as `retrain` says (`FineTune()` if it is None; `epochs=0` for no
@@ -116,25 +117,28 @@ def iterative_prune(
 
     Raises `InputError` for arguments that cannot be used and what `masks` and `finetune` raise.
     """
-    given = Sparsity(
-        sparsity, pattern=pattern, importance=importance, scope=scope, distribution=distribution, exclude=exclude,
-        only=only,
-    )  # fmt: skip
     between = retrain or FineTune()
     last = final or between
     _check(rounds, between, last)
+    targets = _targets(sparsity, rounds)
+    rounds, last_target = len(targets), targets[-1] if isinstance(sparsity, Sequence) else sparsity
+    given = Sparsity(
+        last_target, pattern=pattern, importance=importance, scope=scope, distribution=distribution, exclude=exclude,
+        only=only,
+    )  # fmt: skip
     owners = weights_of_dropouts(model, _first_inputs(model, data), dropout)
     stages = Stages(model, data, evaluate, folder)
     stages.identify(
-        JOURNAL, sparsity=given.identity(), rounds=rounds, retrain=between.identity(), final=last.identity(),
-        train_only=[list(part) for part in train_only], dropout=owners,
+        JOURNAL, sparsity=given.identity(), targets=[repr(target) for target in targets], rounds=rounds,
+        retrain=between.identity(), final=last.identity(), train_only=[list(part) for part in train_only],
+        dropout=owners,
     )  # fmt: skip
     baseline = stages.metric("baseline", model)
     current, masks = copy.deepcopy(model), None
     history: list[PruneRound] = []
     for number in range(1, rounds + 1):
         started, place = time.perf_counter(), f"round-{number:02}"
-        target = _reached(sparsity, number, rounds)
+        target = targets[number - 1]
         named = {name: getattr(given, name) for name in ("pattern", "importance", "scope", "distribution")}
         masks = masks_for(current, target, exclude=exclude, only=only, within=masks or _zeros(current, given), **named)
         sparsify(current, masks).detach()
@@ -149,6 +153,16 @@ def iterative_prune(
             on_round(row)
     assert masks is not None
     return IterativePruning(current, masks, tuple(history), baseline)
+
+
+def _targets(sparsity: Any, rounds: int) -> list[Any]:
+    """What every round is to reach."""
+    if not isinstance(sparsity, Sequence):
+        return [_reached(sparsity, number, rounds) for number in range(1, rounds + 1)]
+    if not sparsity or not all(isinstance(item, (float, Threshold, Mapping)) for item in sparsity):
+        step = 'give one for every round, such as [Threshold("value", 0.04), Threshold("value", 0.05)]'
+        raise InputError(explain(f"sparsity={sparsity!r} cannot be used", next_step=step))
+    return list(sparsity)
 
 
 def _reached(sparsity: Any, number: int, rounds: int) -> Any:

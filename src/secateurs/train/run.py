@@ -29,6 +29,7 @@ from secateurs.train.distill import Distillation
 from secateurs.train.evaluate import checked_metric
 from secateurs.train.failure import brief
 from secateurs.train.failure import run as forward_pass
+from secateurs.train.gates import NodeGates
 from secateurs.train.penalty import Penalty, balanced
 from secateurs.train.place import average_, buffers_from_first, from_first, total
 from secateurs.train.progress import EpochRow, Progress
@@ -60,8 +61,9 @@ class Run:
         soft: Filters | None = None,
         sparsifier: Sparsifier | None = None,
         snapshot: int | None = None,
+        gates: NodeGates | None = None,
     ) -> None:
-        self.soft, self.sparsifier, self.snapshot = soft, sparsifier, snapshot
+        self.soft, self.sparsifier, self.snapshot, self.gates = soft, sparsifier, snapshot, gates
         self.masks: Masks | None = None
         self.noted: dict[str, Tensor] = {}
         self.last: dict[str, Tensor] | None = None
@@ -125,6 +127,8 @@ class Run:
             self.sparsifier.load_state_dict({name.removeprefix(SPARSITY): tensor for name, tensor in mine.items()})
         self.best = {name: tensor for name, tensor in tensors.items() if name.startswith((BEST, BEST_MASK))}
         self.noted = {name: tensor for name, tensor in tensors.items() if name.startswith(SNAPSHOT)}
+        if self.gates is not None:
+            self.gates.load(tensors, "gates/")
         return True
 
     def begin(self) -> None:
@@ -222,9 +226,13 @@ class Run:
         price = self._penalty()
         loss = loss if price is None else loss + price
         self.fabric.backward(loss)
+        if self.gates is not None:
+            self.gates.learn(float(self.optimizer.param_groups[0]["lr"]))
         if self.config.clip_norm is not None:
             self.fabric.clip_gradients(self._wrapped, self._stepper, max_norm=self.config.clip_norm)
         self._stepper.step()
+        if self.gates is not None:
+            self.gates.settle()
         if self.sparsifier is not None:
             average_(self.fabric, self.sparsifier.watched.values())
             self.sparsifier.step()
@@ -307,6 +315,8 @@ class Run:
         held = {} if self.sparsifier is None else self.sparsifier.state_dict()
         masks = {SPARSITY + name: tensor for name, tensor in held.items()}
         tensors = {**self._tensors("model/"), **state, **self.best, **masks, **self.noted}
+        if self.gates is not None:
+            tensors |= self.gates.tensors("gates/")
         record = {"run": self._identity, "progress": self.progress.to_json(), "optimizer": plain}
         checkpoint.write(self.folder, tensors, record)
 

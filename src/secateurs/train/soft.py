@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateurs.base.batches import Batches, device_of, split, to_device
+from secateurs.base.batches import Batches
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
-from secateurs.capture.trace import capture
-from secateurs.couple import couple
 from secateurs.couple.group import ChannelGroup, Groups, Member
 from secateurs.couple.rules.registry import base_name
 from secateurs.score import score
+from secateurs.train.coupled import coupled_on
 
 NORMS = ("l1", "l2")
 LAYERS = frozenset(
@@ -100,10 +99,7 @@ class Filters:
     @classmethod
     def of(cls, model: nn.Module, batches: Batches, config: Soft) -> Filters:
         """The filters as they are coupled on the first batch."""
-        inputs, _ = split(to_device(next(iter(batches.epoch(0))), device_of(model)), "batch 0 (to see the layers)")
-        args = inputs if isinstance(inputs, (list, tuple)) else () if isinstance(inputs, Mapping) else (inputs,)
-        graph = capture(model, tuple(args), kwargs=dict(inputs) if isinstance(inputs, Mapping) else None)
-        return cls(couple(graph, exclude=config.exclude), config)
+        return cls(coupled_on(batches, model, config.exclude), config)
 
     def due(self, epoch: int) -> bool:
         """Are filters zeroed after this epoch, counted from 1?"""
