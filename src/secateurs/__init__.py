@@ -49,15 +49,16 @@ from secateurs.train.recalibrate import recalibrate
 from secateurs.train.reconstruct import reconstruct
 from secateurs.train.soft import Soft
 from secateurs.train.soft_prune import SoftPruning, soft_prune
+from secateurs.train.sparsify_once import SparsifiedOnce, sparsify_once
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
     "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
-    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks", "measure", "pack",
-    "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify", "steps",
-    "train_prune_loop", "unpack",
+    "SoftPruning", "SparsifiedOnce", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError",
+    "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count",
+    "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load",
+    "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune",
+    "sparsify", "sparsify_once", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip
