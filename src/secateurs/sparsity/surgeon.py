@@ -134,7 +134,8 @@ def _fit(error: Quadratic, alive: Tensor, groups: Grouping | None) -> tuple[Tens
 def _root(moments: Tensor) -> Tensor:
     """Lower R with `R^T R` the inverse of the moments."""
     factor = torch.linalg.cholesky(moments)
-    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
+    found: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
+    return found
 
 
 def _single(ids: Tensor) -> bool:
