@@ -117,25 +117,22 @@ def _fit(error: Quadratic, alive: Tensor, groups: Grouping | None) -> tuple[Tens
         if float((kinds.sum(1).double() ** 3).sum()) > WORK:
             found.copy_(_conjugate(moments, right, mine))
             if groups is not None:
-                _charge(scores, found, torch.where(mine, groups.ids[rows], -1), _root(moments), alone)
+                _charge(scores, found, torch.where(mine, groups.ids[rows], -1), _inverse(moments), alone)
             continue
         for number, support in enumerate(kinds):
             own, members = support.nonzero().flatten(), (kind == number).nonzero().flatten()
             if not len(own):
                 continue
-            root = _root(moments[own][:, own])
-            best = right[members][:, own] @ root.mT @ root
+            inverse = _inverse(moments[own][:, own])
+            best = right[members][:, own] @ inverse
             found[members[:, None], own] = best
             if groups is not None:
-                _charge(scores, best, groups.ids[rows][members][:, own], root, alone)
+                _charge(scores, best, groups.ids[rows][members][:, own], inverse, alone)
     return weights, scores
 
 
-def _root(moments: Tensor) -> Tensor:
-    """Lower R with `R^T R` the inverse of the moments."""
-    factor = torch.linalg.cholesky(moments)
-    found: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False)
-    return found
+def _inverse(moments: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(moments))
 
 
 def _single(ids: Tensor) -> bool:
@@ -144,10 +141,10 @@ def _single(ids: Tensor) -> bool:
     return not bool((ordered[:, 1:] == ordered[:, :-1]).any())
 
 
-def _charge(scores: Tensor, weights: Tensor, ids: Tensor, root: Tensor, alone: bool) -> None:
+def _charge(scores: Tensor, weights: Tensor, ids: Tensor, inverse: Tensor, alone: bool) -> None:
     """Add to each group what its weights in these rows cost to remove. `weights` and `ids` `[rows, inputs]`."""
     if alone:
-        costs = weights.square() / root.square().sum(0)
+        costs = weights.square() / inverse.diagonal()
         scores.index_add_(0, ids.flatten().clamp(min=0), torch.where(ids >= 0, costs, 0.0).flatten())
         return
     for row, mine in zip(weights, ids, strict=True):
@@ -158,8 +155,8 @@ def _charge(scores: Tensor, weights: Tensor, ids: Tensor, root: Tensor, alone: b
         for size in sizes.unique().tolist():
             chosen = sizes == size
             places = order[starts[chosen][:, None] + torch.arange(size)]
-            columns, parts = root[:, places].movedim(0, 1), row[places].unsqueeze(2)
-            costs = (parts * torch.linalg.solve(columns.mT @ columns, parts)).sum((1, 2))
+            parts = row[places].unsqueeze(2)
+            costs = (parts * torch.linalg.solve(inverse[places[:, :, None], places[:, None, :]], parts)).sum((1, 2))
             scores.index_add_(0, names[chosen], costs)
 
 
