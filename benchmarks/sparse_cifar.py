@@ -8,7 +8,7 @@ Cells, each stored in `results/sparse_cifar.json` with the settings that made it
 
 `once-PATTERN-PERCENT`: the convolutions that sparse, nothing trained. Smallest magnitudes set to zero; the others
 refitted by least squares (`sec.sparsify_once` with masks); optimal brain surgeon, every layer as sparse as the others;
-and each as sparse as its own error allows.
+and each as sparse as what its error does to the answers allows.
 
 `train-PATTERN-SEED`: the surgeon, and training with the masks held (`sec.sparsify`), in steps of rising sparsity; the
 last one trains longest. SGD on the original's answers, which are computed once for a pool of mirrored and shifted
@@ -61,6 +61,7 @@ SETTINGS: dict[str, Any] = {
     "network": "resnet56_cifar10, published weights",
     "fit": {"images": 256, "rounds": 4, "samples_per_image": 32, "ridge": 1e-3},
     "curve": {"images": 64, "rounds": 4, "samples_per_image": 64, "ridge": 1e-3, "percents": [50, 70, 85, 94]},
+    "effect": {"images": 250, "pattern": "rows(4)", "percent": 85},
     "once": {"weight": [50, 60, 70, 80, 90], "rows(4)": [50, 60, 70, 80, 90]},
     "steps": {"weight": [80, 90], "rows(4)": [65, 80]},
     "train": {
@@ -172,12 +173,13 @@ class Bench:
         )
 
     def allocated(self, pattern: str, percent: int) -> dict[str, float]:
-        """Sparsities by layer, of that many weights together, whose errors have the least sum."""
-        curves = self.curves(pattern)
+        """Sparsities by layer, of that many weights together, whose errors have the least sum of effects."""
+        curves, effects = self.curves(pattern), self.effects()
         sizes = {name: self.model.get_parameter(name).numel() for name in curves}
         listed = {
             name: [
-                Candidate(each, error, math.ceil(sizes[name] * (1 - each / 100))) for each, error in _between(points)
+                Candidate(each, error * effects[name], math.ceil(sizes[name] * (1 - each / 100)))
+                for each, error in _between(points)
             ]
             for name, points in curves.items()
         }
@@ -201,6 +203,21 @@ class Bench:
         return {
             name: {0: 0.0, **{each: known[str(each)][name] for each in percents}} for name in known[str(percents[0])]
         }
+
+    def effects(self) -> dict[str, float]:
+        """By how much the answers change, as KL divergence, for each unit of a layer's error; one layer at a time."""
+        path, wanted = self.work / "effects.json", dict(self.settings["effect"])
+        if not path.exists():
+            self.check()
+            data = self.pool.calibration(wanted.pop("images"), 1, 250)
+            fit = {name: item for name, item in self.settings["curve"].items() if name not in ("images", "percents")}
+            found = sec.sparsify_once(
+                self.model, self.pool.calibration(self.settings["curve"]["images"], 0, 64), wanted["percent"] / 100,
+                pattern=wanted["pattern"], only=CONVOLUTIONS, inputs="original", **fit,
+            )  # fmt: skip
+            write_text(path, json.dumps(_effects(self.model, found, data)))
+        known: dict[str, float] = json.loads(path.read_text())
+        return known
 
     def trained(self, pattern: str, seed: int) -> dict[str, Any]:
         """Steps of the surgeon and training; what is left of the accuracy after each, and of the file."""
@@ -318,6 +335,25 @@ def with_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     return fresh.eval()
 
 
+def _effects(model: nn.Module, found: sec.SparsifiedOnce, data: list[Tensor]) -> dict[str, float]:
+    """KL divergence from the model's answers with one layer (and the mean behind it) as found, per unit of error."""
+    own, new = dict(model.state_dict()), found.model.state_dict()
+    with torch.no_grad():
+        before = [F.log_softmax(model(images), 1) for images in data]
+        effects = {}
+        for name, error in found.errors.items():
+            parts = (name, name.replace("conv", "bn").replace(".weight", ".running_mean"))
+            saved = {part: own[part].clone() for part in parts}
+            for part in parts:
+                own[part].copy_(new[part])
+            after = [F.log_softmax(model(images), 1) for images in data]
+            for part in parts:
+                own[part].copy_(saved[part])
+            rows = zip(after, before, strict=True)
+            effects[name] = mean(float(F.kl_div(a, b, reduction="batchmean", log_target=True)) for a, b in rows) / error
+    return effects
+
+
 def _between(points: Mapping[int, float]) -> Iterator[tuple[int, float]]:
     """Every percent up to the largest, errors in between by the logarithm (of one part in a million more)."""
     known = np.array(sorted(points))
@@ -334,7 +370,7 @@ def _accuracy(images: Tensor, labels: Tensor) -> Callable[[nn.Module], float]:
 def used(cell: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings that decide the result of a cell."""
     kind, pattern, _ = cell.split("-")
-    found = {name: settings[name] for name in ("network", "fit", "curve")}
+    found = {name: settings[name] for name in ("network", "fit", "curve", "effect")}
     if kind == "train":
         found |= {name: settings[name] for name in ("train", "pack", "validation_images")}
         found["steps"] = settings["steps"][pattern]

@@ -64,6 +64,7 @@ def bench(work: Path, until: float = math.inf) -> Bench:
     made.work, made.until, made.pool = work, until, pool(work)
     made.settings = {
         "train": {"batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "temperature": 4.0, "soft": 0.9},
+        "effect": {"images": 8, "pattern": "rows(4)", "percent": 75},
         "curve": {"images": 8, "rounds": 2, "samples_per_image": 8, "ridge": 1e-3, "percents": [50, 90]},
     }
     made.model = small()
@@ -99,6 +100,7 @@ def test_the_allocation_keeps_as_many_weights_and_errs_least(tmp_path: Path, mon
     names = ["layer1.0.conv1.weight", "layer3.0.conv2.weight"]
     curves = {names[0]: {0: 0.0, 50: 0.4, 90: 0.9}, names[1]: {0: 0.0, 50: 0.001, 90: 0.1}}
     monkeypatch.setattr(mine, "curves", lambda pattern: curves)
+    monkeypatch.setattr(mine, "effects", lambda: {names[0]: 2.0, names[1]: 2.0})
     found = mine.allocated("weight", 80)
     sizes = {name: mine.model.get_parameter(name).numel() for name in names}
     kept = sum(sizes[name] * (1 - found[name]) for name in names)
@@ -115,6 +117,23 @@ def test_curves_rise_and_are_computed_once(tmp_path: Path) -> None:
     assert mine.curves("rows(4)") == found
     with pytest.raises(Late):
         mine.curves("weight")
+
+
+@pytest.mark.medium
+def test_effects_are_those_of_one_layer_at_a_time(tmp_path: Path) -> None:
+    mine = bench(tmp_path)
+    before = copy.deepcopy(mine.model.state_dict())
+    found = mine.effects()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mine.model.state_dict().items())
+    name = "layer2.0.conv1.weight"
+    fit = {"inputs": "original", "pattern": "rows(4)", "only": ["*conv*"], "rounds": 2, "samples_per_image": 8}
+    pruned = sec.sparsify_once(mine.model, mine.pool.calibration(8, 0, 64), 0.75, **fit)
+    alone = copy.deepcopy(mine.model)
+    alone.layer2[0].conv1, alone.layer2[0].bn1 = pruned.model.layer2[0].conv1, pruned.model.layer2[0].bn1
+    with torch.no_grad():
+        one, two = (net(mine.pool.calibration(8, 1)[0]).log_softmax(1) for net in (mine.model, alone))
+    divergence = float((one.exp() * (one - two)).sum(1).mean())
+    assert found[name] == pytest.approx(divergence / pruned.errors[name], rel=1e-3)
 
 
 def cell(sparse: float, packed: float, smaller: float) -> dict[str, Any]:

@@ -39,6 +39,32 @@ def brute(error: Quadratic, alive: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+def test_by_hand() -> None:
+    x, y = torch.tensor([[1.0], [2.0]]).double(), torch.tensor([[2.0], [3.0]]).double()
+    error = Quadratic((x.T @ x).unsqueeze(0), (x.T @ y).T)
+    assert fitted(error, torch.ones(1, 1, dtype=torch.bool)).item() == pytest.approx(1.6)
+
+
+def test_nothing_removed_gives_the_weights_that_were() -> None:
+    error, _, _ = problem(4, 6)
+    weights = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    there = Quadratic(error.hessian, torch.zeros(4, 6).double()).around(weights)
+    mask, found = operate(there, parse_pattern("weight").groups((4, 6)), 0.0)
+    assert bool(mask.all())
+    torch.testing.assert_close(found, weights)
+
+
+def test_better_than_magnitude_with_least_squares_on_average() -> None:
+    lost = {"magnitude": 0.0, "surgeon": 0.0}
+    for seed in range(8):
+        error, _, _ = problem(6, 10, seed=seed)
+        dense = fitted(error, torch.ones(6, 10, dtype=torch.bool))
+        alive = torch.zeros(60, dtype=torch.bool).index_fill(0, dense.abs().flatten().argsort()[24:], True)
+        lost["magnitude"] += float(brute(error, alive.reshape(6, 10)).sum())
+        lost["surgeon"] += float(error.error(operate(error, parse_pattern("weight").groups((6, 10)), 0.4)[1]).sum())
+    assert lost["surgeon"] < lost["magnitude"]
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_fit_is_that_of_lstsq_on_the_support(groups: int) -> None:
     error, x, y = problem(6, 9, groups)
