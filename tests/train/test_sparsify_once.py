@@ -245,6 +245,7 @@ def test_random_networks(seed: int) -> None:
         ({"inputs": "original", "target": "sum"}, "needs inputs='own'"),
         ({"sparsity": sec.Threshold("std", 1.0)}, "takes no thresholds"),
         ({"sparsity": {"3.weight": torch.ones(2, dtype=torch.bool)}}, "does not fit"),
+        ({"sparsity": {"6.weight": torch.ones(4, 8, 1, 1, dtype=torch.bool), "3.weight": 0.5}}, "not both"),
         ({"original": nn.Flatten()}, "another network"),
         ({"ridge": -1}, "ridge=-1"),
     ],

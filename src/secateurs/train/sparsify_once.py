@@ -160,6 +160,8 @@ def _wanted(
     shapes = {name: tuple(item.tensor.shape) for name, item in weights.items()}
     check_masks(within or {}, shapes)
     if isinstance(sparsity, Mapping) and any(isinstance(item, Tensor) for item in sparsity.values()):
+        if not all(isinstance(item, Tensor) for item in sparsity.values()):
+            raise InputError(explain("sparsify_once takes masks or shares, not both", next_step="give one kind"))
         check_masks(sparsity, shapes)
         found = _Wanted(weights, {}, dict(sparsity), None, {})
     else:
