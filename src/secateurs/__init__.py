@@ -61,6 +61,7 @@ from secateurs.train.scalpel import Scalpel, scalpel
 from secateurs.train.scalpel_plan import ScalpelPlan, scalpel_plan
 from secateurs.train.soft import Soft
 from secateurs.train.soft_prune import SoftPruning, soft_prune
+from secateurs.train.sparsify_once import SparsifiedOnce, sparsify_once
 
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
@@ -90,4 +91,10 @@ __all__ = [
     "figures", "finetune", "hand_over", "iterative_prune", "list", "load", "lottery", "masks", "measure", "node_prune",
     "pack", "plan", "prune", "recalibrate", "reconstruct", "remove_dead", "save", "scalpel", "scalpel_plan", "score",
     "semi_structured", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
+    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
+    "SoftPruning", "SparsifiedOnce", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError",
+    "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count",
+    "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load",
+    "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune",
+    "sparsify", "sparsify_once", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

@@ -73,7 +73,8 @@ def _each(item: int | Sequence[int], rank: int) -> tuple[int, ...]:
 
 @dataclass
 class Normal:
-    """Sums of a least-squares problem per group: `gram` [groups, n, n], `right` [groups, n, outputs], in float64.
+    """Sums of a least-squares problem per group: `gram` [groups, n, n], `right` [groups, n, outputs], `squares`
+    [groups, outputs] of what is wanted, in float64.
 
     With `intercept` the last of the n inputs is the constant 1.
     """
@@ -81,6 +82,7 @@ class Normal:
     intercept: bool
     gram: Tensor = field(default_factory=lambda: torch.zeros(()))
     right: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def add(self, patches: Tensor, wanted: Tensor) -> None:
         """More rows: patches [rows, groups, inputs], outputs [rows, groups * outputs]."""
@@ -90,6 +92,7 @@ class Normal:
         outputs = wanted.double().reshape(len(wanted), inputs.shape[0], -1).transpose(0, 1)
         self.gram = self.gram + inputs.mT @ inputs
         self.right = self.right + inputs.mT @ outputs
+        self.squares = self.squares + outputs.square().sum(1)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor | None]:
         """The weights `[groups, outputs, inputs]` and the intercept `[groups * outputs]` of the least squares.
@@ -98,13 +101,35 @@ class Normal:
         """
         size = self.gram.shape[-1]
         inputs = size - int(self.intercept)
-        scale = self.gram.diagonal(dim1=1, dim2=2)[:, :inputs].mean(1, keepdim=True)
         penalty = torch.zeros(len(self.gram), size, dtype=torch.float64, device=self.gram.device)
-        penalty[:, :inputs] = ridge * scale
+        penalty[:, :inputs] = ridge * self.scale.unsqueeze(1)
         tiny = torch.finfo(torch.float64).eps * size * self.gram.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
         matrix = self.gram + torch.diag_embed(penalty + tiny.clamp(min=torch.finfo(torch.float64).tiny))
         found = torch.linalg.solve(matrix, self.right).mT
         return found[..., :inputs], found[..., -1].flatten() if self.intercept else None
+
+    @property
+    def scale(self) -> Tensor:
+        """The mean over the inputs of their sums of squares, `[groups]`."""
+        inputs = self.gram.shape[-1] - int(self.intercept)
+        return self.gram.diagonal(dim1=1, dim2=2)[:, :inputs].mean(1)
+
+    def centred(self) -> Normal:
+        """The same problem with its intercept solved for: an ordinary one, of deviations from the means."""
+        if not self.intercept:
+            return self
+        count = self.gram[:, -1:, -1:]
+        sums, outputs = self.gram[:, :-1, -1:], self.right[:, -1:]
+        gram = self.gram[:, :-1, :-1] - sums @ sums.mT / count
+        right = self.right[:, :-1] - sums @ outputs / count
+        return Normal(False, gram, right, self.squares - outputs.squeeze(1).square() / count.squeeze(2))
+
+    def shift(self, weights: Tensor) -> Tensor | None:
+        """The intercept `[groups * outputs]` that goes best with weights `[groups, outputs, inputs]`; None without."""
+        if not self.intercept:
+            return None
+        carried = (weights @ self.gram[:, :-1, -1:]).squeeze(2)
+        return ((self.right[:, -1] - carried) / self.gram[:, -1, -1:]).flatten()
 
 
 __all__ = ["Normal", "Windows", "is_layer"]

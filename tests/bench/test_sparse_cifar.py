@@ -1,0 +1,175 @@
+"""The benchmark of zeros in ResNet-56: its pool of images, its allocation, and training that was killed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import secateurs as sec
+from benchmarks import cifar, sparse_cifar
+from benchmarks.sparse_cifar import Bench, Late, Pool
+
+
+def pool(work: Path, count: int = 40) -> Pool:
+    """Random images and a network that answers them, without any file."""
+    made = Pool.__new__(Pool)
+    generator = torch.Generator().manual_seed(0)
+    made.images = torch.randint(1, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    made.labels = torch.randint(0, 10, (count,), generator=generator)
+    made.work, made.teacher = work / "pool", small()
+    return made
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return cifar.ResNet(8).eval()
+
+
+def test_variants_are_the_image_moved_and_mirrored_on_black(tmp_path: Path) -> None:
+    mine = pool(tmp_path)
+    rows = torch.tensor([3, 5])
+    seen = []
+    for variant in range(2 * len(sparse_cifar.SHIFTS)):
+        down, right = sparse_cifar.SHIFTS[variant // 2]
+        plain = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+        plain[:, :, 4:36, 4:36] = mine.images[rows]
+        moved = plain[:, :, 4 + down : 36 + down, 4 + right : 36 + right]
+        wanted = cifar.normalised(moved.flip(3) if variant % 2 else moved)
+        assert torch.equal(mine.images_of(rows, variant), wanted)
+        seen.append(wanted)
+    assert len({float(images.sum()) for images in seen}) > len(sparse_cifar.SHIFTS) / 2
+    assert torch.equal(seen[0], cifar.normalised(mine.images[rows]))
+
+
+def test_answers_are_the_originals_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_cifar, "PART", 20)
+    mine = pool(tmp_path)
+    found = mine.answers(3, 1, lambda: None)
+    with torch.no_grad():
+        torch.testing.assert_close(found, mine.teacher(mine.images_of(torch.arange(20, 40), 3)))
+    mine.teacher = nn.Identity()
+    assert torch.equal(mine.answers(3 + 2 * len(sparse_cifar.SHIFTS), 1, lambda: None), found)
+
+
+def bench(work: Path, until: float = math.inf) -> Bench:
+    """The benchmark's machinery on a tiny network."""
+    made = Bench.__new__(Bench)
+    made.work, made.until, made.pool = work, until, pool(work)
+    made.settings = {
+        "train": {"batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "temperature": 4.0, "soft": 0.9},
+        "effect": {"images": 8, "pattern": "rows(4)", "percent": 75},
+        "curve": {"images": 8, "rounds": 2, "samples_per_image": 8, "ridge": 1e-3, "percents": [50, 90]},
+    }
+    made.model = small()
+    return made
+
+
+@pytest.mark.medium
+def test_killed_in_the_middle_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = sec.sparsify_once(small(), pool(tmp_path).calibration(8, 0), 0.5, only=["*conv*"], samples_per_image=8)
+
+    monkeypatch.setattr(sparse_cifar, "PART", 20)
+    monkeypatch.setattr(sparse_cifar, "EVERY", 7)
+    ends = []
+    for folder in ("whole", "killed"):
+        mine = bench(tmp_path)
+        if folder == "killed":
+            mine.until = 0.0  # late at the first checkpoint
+            for _ in range(2):
+                with pytest.raises(Late):
+                    mine.train(copy.deepcopy(start.model), start.masks, tmp_path / folder, 1, 40, 2)
+            mine.until = math.inf
+        ends.append(mine.train(copy.deepcopy(start.model), start.masks, tmp_path / folder, 1, 40, 2))
+    for (name, one), two in zip(ends[0].state_dict().items(), ends[1].state_dict().values(), strict=True):
+        assert torch.equal(one, two), name
+    for name, mask in start.masks.items():
+        weight = ends[0].get_parameter(name)
+        assert not bool(weight[~mask].any())
+        assert not torch.equal(weight, start.model.get_parameter(name))
+
+
+def test_the_allocation_keeps_as_many_weights_and_errs_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = bench(tmp_path)
+    names = ["layer1.0.conv1.weight", "layer3.0.conv2.weight"]
+    curves = {names[0]: {0: 0.0, 50: 0.4, 90: 0.9}, names[1]: {0: 0.0, 50: 0.001, 90: 0.1}}
+    monkeypatch.setattr(mine, "curves", lambda pattern: curves)
+    monkeypatch.setattr(mine, "effects", lambda: {names[0]: 2.0, names[1]: 2.0})
+    found = mine.allocated("weight", 80)
+    sizes = {name: mine.model.get_parameter(name).numel() for name in names}
+    kept = sum(sizes[name] * (1 - found[name]) for name in names)
+    assert 0.195 <= kept / sum(sizes.values()) <= 0.2 + 1e-6
+    assert found[names[0]] < 0.4 < 0.7 < found[names[1]]
+
+
+@pytest.mark.medium
+def test_curves_rise_and_are_computed_once(tmp_path: Path) -> None:
+    mine = bench(tmp_path)
+    found = mine.curves("rows(4)")
+    assert all(points[0] == 0 < points[50] < points[90] <= 1 for points in found.values())
+    mine.until = 0.0
+    assert mine.curves("rows(4)") == found
+    with pytest.raises(Late):
+        mine.curves("weight")
+
+
+@pytest.mark.medium
+def test_effects_are_those_of_one_layer_at_a_time(tmp_path: Path) -> None:
+    mine = bench(tmp_path)
+    before = copy.deepcopy(mine.model.state_dict())
+    found = mine.effects()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mine.model.state_dict().items())
+    name = "layer2.0.conv1.weight"
+    fit = {"inputs": "original", "pattern": "rows(4)", "only": ["*conv*"], "rounds": 2, "samples_per_image": 8}
+    pruned = sec.sparsify_once(mine.model, mine.pool.calibration(8, 0, 64), 0.75, **fit)
+    alone = copy.deepcopy(mine.model)
+    alone.layer2[0].conv1, alone.layer2[0].bn1 = pruned.model.layer2[0].conv1, pruned.model.layer2[0].bn1
+    with torch.no_grad():
+        one, two = (net(mine.pool.calibration(8, 1)[0]).log_softmax(1) for net in (mine.model, alone))
+    divergence = float((one.exp() * (one - two)).sum(1).mean())
+    assert found[name] == pytest.approx(divergence / pruned.errors[name], rel=1e-3)
+
+
+def cell(sparse: float, packed: float, smaller: float) -> dict[str, Any]:
+    return {
+        "sparsity": 0.8,
+        "test": {"original": 0.926, "sparse": sparse},
+        "packed": {"test": packed, "times_smaller": smaller},
+    }
+
+
+def test_a_bar_is_met_by_the_mean_of_three_seeds() -> None:
+    rows = [cell(0.92, 0.915, 20.0), cell(0.922, 0.92, 16.0), cell(0.921, 0.92, 15.0)]
+    found = sparse_cifar.summary({f"train-rows(4)-{seed}": row for seed, row in enumerate(rows)})["rows(4)"]
+    assert found["points_lost"] == pytest.approx(0.5)
+    assert found["met"]
+    assert found["met_packed"]
+    two = sparse_cifar.summary({f"train-rows(4)-{seed}": row for seed, row in enumerate(rows[:2])})["rows(4)"]
+    assert not two["met"]
+    rows[0] = cell(0.91, 0.915, 14.9)
+    worse = sparse_cifar.summary({f"train-rows(4)-{seed}": row for seed, row in enumerate(rows)})["rows(4)"]
+    assert not worse["met"]
+    assert not worse["met_packed"]
+
+
+def test_cells_and_the_settings_that_count_for_them() -> None:
+    names = sparse_cifar.wanted_cells([], [0, 1, 2])
+    assert len(names) == len(set(names)) == 16
+    assert sparse_cifar.wanted_cells(["train-rows"], [0, 2]) == ["train-rows(4)-0", "train-rows(4)-2"]
+    other = {**sparse_cifar.SETTINGS, "pack": {"bits": 4, "images": 256}}
+    assert sparse_cifar.used("once-weight-50", other) == sparse_cifar.used("once-weight-50", sparse_cifar.SETTINGS)
+    assert sparse_cifar.used("train-weight-0", other) != sparse_cifar.used("train-weight-0", sparse_cifar.SETTINGS)
+
+
+def test_without_data_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sparse_cifar", "--data", str(tmp_path)])
+    assert sparse_cifar.main() == 2
+    assert "no CIFAR-10" in capsys.readouterr().out
