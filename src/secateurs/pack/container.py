@@ -27,12 +27,15 @@ from secateurs.pack.refuse import refused
 from secateurs.pack.varint import Cursor, varint
 
 MAGIC = b"\x89SEC\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 PREFIX = len(MAGIC) + 4 + 4 + 8
 """Bytes before the header: magic, version, length of the header, length of the file."""
 
 CHECK = 4
 """Bytes of a checksum (CRC-32)."""
+
+SMALL = 1 << 17
+"""Entries that sparse tensors keep together, at most, for slow encodings to be tried."""
 
 METADATA, GRAPH = "metadata", "graph"
 LEAST_LIMIT = 1 << 28
@@ -65,7 +68,8 @@ def to_bytes(
     """
     aliases = _aliases(tensors, tied or {})
     bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
-    encoded = [encode(tensor) for tensor in tensors.values()]
+    small = sum(tensor.count for tensor in tensors.values() if tensor.kept is not None) <= SMALL
+    encoded = [encode(tensor, thorough=small) for tensor in tensors.values()]
     records = [replace(item.record, names=(name, *aliases[name])) for name, item in zip(tensors, encoded, strict=True)]
     at = (
         PREFIX
