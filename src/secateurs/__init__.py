@@ -25,8 +25,15 @@ from secateurs.cut.handover import HandOver, hand_over
 from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.deliver.packed import pack, unpack
+from secateurs.deliver.within import mixed_bits
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
+from secateurs.pack.importance import fisher_importance
+from secateurs.pack.integers import quantise_weights
+from secateurs.pack.ledger import Ledger
+from secateurs.pack.moments import input_moments
+from secateurs.pack.quantised import Quantised
+from secateurs.pack.shared_model import SharedModel, share_weights
 from secateurs.prune import prune
 from secateurs.report import figures
 from secateurs.report.criteria import CriteriaComparison, compare_criteria
@@ -53,11 +60,12 @@ from secateurs.train.soft_prune import SoftPruning, soft_prune
 __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
-    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "LoopResult", "Measurement", "OneShot",
-    "Penalty", "Plan", "PlanError", "ProofError", "RandomRegrowth", "RecipeError", "Result", "SecateursError", "Soft",
-    "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError", "UnknownNameError", "WriteError", "__version__",
-    "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed",
-    "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load", "masks", "measure", "pack",
-    "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune", "sparsify", "steps",
-    "train_prune_loop", "unpack",
+    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "Ledger", "LoopResult", "Measurement",
+    "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "Quantised", "RandomRegrowth", "RecipeError", "Result",
+    "SecateursError", "SharedModel", "Soft", "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError",
+    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
+    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
+    "fisher_importance", "hand_over", "input_moments", "list", "load", "masks", "measure", "mixed_bits", "pack", "plan",
+    "prune", "quantise_weights", "recalibrate", "reconstruct", "save", "score", "share_weights", "soft_prune",
+    "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

@@ -68,8 +68,8 @@ def to_bytes(
     """
     aliases = _aliases(tensors, tied or {})
     bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
-    small = sum(tensor.count for tensor in tensors.values() if tensor.kept is not None) <= SMALL
-    encoded = [encode(tensor, thorough=small) for tensor in tensors.values()]
+    thorough = is_small(tensors)
+    encoded = [encode(tensor, thorough=thorough) for tensor in tensors.values()]
     records = [replace(item.record, names=(name, *aliases[name])) for name, item in zip(tensors, encoded, strict=True)]
     at = (
         PREFIX
@@ -88,6 +88,11 @@ def to_bytes(
     prefix = MAGIC + VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
     check = crc32(prefix, header).to_bytes(CHECK, "little")
     return b"".join([prefix, header, check, *(data for _, data in bodies), *chunks])
+
+
+def is_small(tensors: Mapping[str, Coded]) -> bool:
+    """Whether sparse tensors keep so few entries that slow encodings of their index are tried."""
+    return sum(tensor.count for tensor in tensors.values() if tensor.kept is not None) <= SMALL
 
 
 def write(
@@ -352,6 +357,6 @@ def _located(error: ArtifactError, where: str) -> ArtifactError:
 
 
 __all__ = [
-    "CHECK", "GRAPH", "MAGIC", "METADATA", "PREFIX", "VERSION", "Packed", "Text", "crc32", "header_bytes", "read",
-    "to_bytes", "write",
+    "CHECK", "GRAPH", "MAGIC", "METADATA", "PREFIX", "VERSION", "Packed", "Text", "crc32", "header_bytes", "is_small",
+    "read", "to_bytes", "write",
 ]  # fmt: skip
