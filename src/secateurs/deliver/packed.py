@@ -22,9 +22,9 @@ from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import GRAPH, Packed, read, write
 from secateurs.pack.dtypes import in_memory
-from secateurs.pack.integers import quantise_weights
+from secateurs.pack.integers import coded_integers
 from secateurs.pack.ledger import Ledger, ledger
-from secateurs.pack.shared_model import share_weights
+from secateurs.pack.shared_model import coded_shared
 
 
 def pack(
@@ -118,9 +118,9 @@ def _quantised(
         )
     subject = model if isinstance(model, nn.Module) else holder(model)
     if share is not None:
-        return share_weights(subject, share, data=data, seed=seed).coded()
+        return coded_shared(subject, share, data=data, seed=seed)
     if integers is not None:
-        return quantise_weights(subject, integers, data=data, seed=seed).coded
+        return coded_integers(subject, integers, data=data, seed=seed)
     assert bytes is not None
     return mixed_bits(subject, bytes, data=data, biases=biases, metadata=metadata, seed=seed).coded
 
@@ -128,14 +128,14 @@ def _quantised(
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:
     """A decoded array as a tensor of its own memory, of the type it stands for."""
     kind: torch.dtype = getattr(torch, dtype)
-    found = torch.from_numpy(np.array(values))
+    found = torch.from_numpy(values if values.flags.writeable else np.array(values))
     if values.dtype == in_memory(dtype):
         return found.view(kind).reshape(values.shape)
     return found.to(kind)
 
 
 def _tensors(packed: Packed) -> dict[str, Tensor]:
-    return {record.names[0]: _tensor(packed[record.names[0]], record.dtype) for record in packed.records}
+    return {record.names[0]: _tensor(packed.decoded(record.names[0]), record.dtype) for record in packed.records}
 
 
 def _all(packed: Packed) -> dict[str, Tensor]:

@@ -161,6 +161,10 @@ class Packed(Mapping[str, NDArray[Any]]):
         """The tensor as it was given to `write`; one that keeps every entry has no mask. Raises `ArtifactError`."""
         return widened(self._coded(self._places[name]))
 
+    def decoded(self, name: str) -> NDArray[Any]:
+        """The tensor, decoded anew and not kept here. Raises `ArtifactError`."""
+        return _values(self._coded(self._places[name]))
+
     def record(self, name: str) -> Record:
         """What the header says of a tensor."""
         return self.records[self._places[name]]

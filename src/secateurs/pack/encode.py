@@ -137,7 +137,8 @@ def _symbols(tensor: Coded, index: Index | None, bound: int) -> NDArray[np.integ
     """Codes as non-negative numbers: signed ones as 0, -1, 1, -2, ...; with fillers all one higher, fillers 0."""
     content = tensor.content
     assert not isinstance(content, Raw)
-    codes = content.codes if isinstance(content, Shared) else (content.codes << 1) ^ (content.codes >> 63)
+    codes = content.codes.astype(np.int64)
+    codes = codes if isinstance(content, Shared) else (codes << 1) ^ (codes >> 63)
     kind = smallest(width_of(bound))
     if index is None or index.real is None:
         return codes.astype(kind)

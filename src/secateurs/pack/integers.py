@@ -59,7 +59,7 @@ def quantise(
     codes = to_codes(values.astype(np.float64), per_entry(scales, values.shape, axis), levels(bits))
     if moments is not None:
         codes, scales = _with_feedback(values.astype(np.float64), kept, moments, codes, scales, bits, axis)
-    content = Scaled(codes.reshape(-1) if kept is None else codes[kept], scales, bits, axis)
+    content = Scaled((codes.reshape(-1) if kept is None else codes[kept]).astype(np.int8), scales, bits, axis)
     return Coded(values.shape, content, kept, dtype_name(tensor))
 
 
@@ -87,18 +87,31 @@ def quantise_weights(
 
     Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
+    return Quantised.of(model, coded_integers(model, bits, per, scale, importance, moments, data, seed))
+
+
+def coded_integers(
+    model: nn.Module,
+    bits: Bits,
+    per: str = "channel",
+    scale: str = "mse",
+    importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Coded]:
+    """The codes that `quantise_weights` gives, without the model that computes with them."""
     if per not in ("channel", "tensor"):
         raise InputError(explain(f"There is no scale per {per!r}", next_step='write per="channel" or per="tensor"'))
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
     grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
     axis = 0 if per == "channel" else None
-    coded = {
+    return {
         name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name),
                        gram=grams.get(name))
         for name, number in wanted.items()
     }  # fmt: skip
-    return Quantised.of(model, coded)
 
 
 def _with_feedback(
@@ -239,4 +252,4 @@ def _keep_better(
     return bool(better.any())
 
 
-__all__ = ["SCALES", "quantise", "quantise_weights"]
+__all__ = ["SCALES", "coded_integers", "quantise", "quantise_weights"]

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from secateurs.base.batches import derive
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, with_coded
-from secateurs.pack.coded import Coded, Shared
+from secateurs.pack.coded import Coded, Codes, Shared
 from secateurs.pack.moments import input_moments
 from secateurs.pack.sharing import share
 
@@ -49,15 +49,29 @@ def share_weights(
 
     Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
+    coded = coded_shared(model, bits, start, importance, moments, data, codebook, seed)
+    return SharedModel(model, coded, codebook)
+
+
+def coded_shared(
+    model: nn.Module,
+    bits: Bits,
+    start: str = "linear",
+    importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    codebook: str = "float32",
+    seed: int = 0,
+) -> dict[str, Coded]:
+    """The codes that `share_weights` gives, without the model that trains them."""
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
     grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
-    coded = {
+    return {
         name: share(model.get_parameter(name), number, start=start, importance=matter.get(name),
                     gram=grams.get(name), codebook=codebook, seed=derive(seed, "share", name))
         for name, number in wanted.items()
     }  # fmt: skip
-    return SharedModel(model, coded, codebook)
 
 
 class SharedModel(nn.Module):
@@ -80,8 +94,8 @@ class SharedModel(nn.Module):
             if not isinstance(tensor.content, Shared):
                 raise InputError(explain("A tensor does not share weights", where=f"`{name}`"))
             weight = self._model.get_parameter(name).requires_grad_(False)
-            where = np.zeros(tensor.shape, np.int64)  # 0: the zero that no codebook holds
-            where[... if tensor.kept is None else tensor.kept] = _as(tensor.content.codes + 1, tensor)
+            where = np.zeros(tensor.shape, np.int32)  # 0: the zero that no codebook holds
+            where[... if tensor.kept is None else tensor.kept] = _as(tensor.content.codes.astype(np.int32) + 1, tensor)
             self.register_buffer(f"codes_{index}", torch.from_numpy(where).to(weight.device))
             numbers = torch.from_numpy(tensor.content.codebook.copy()).to(weight.device)
             self.codebooks.append(nn.Parameter(numbers, requires_grad=self._trained[index]))
@@ -123,8 +137,8 @@ class SharedModel(nn.Module):
         return found
 
 
-def _as(codes: np.ndarray[Any, np.dtype[np.int64]], tensor: Coded) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _as(codes: Codes, tensor: Coded) -> Codes:
     return codes.reshape(tensor.shape) if tensor.kept is None else codes
 
 
-__all__ = ["SharedModel", "share_weights"]
+__all__ = ["SharedModel", "coded_shared", "share_weights"]

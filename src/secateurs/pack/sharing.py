@@ -5,7 +5,6 @@ Han, Mao, Dally: Deep Compression, 2016 (arXiv 1510.00149).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import log2
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
+from secateurs.pack.bits import smallest
 from secateurs.pack.chosen import dtype_name, nonzero, numbers, weighed
 from secateurs.pack.coded import Bools, Coded, Codes, Floats, Shared
 from secateurs.pack.dtypes import TABLES
@@ -57,7 +57,8 @@ def share(
     shared = cluster(of_kept, 1 << bits, start=start, weights=matter, seed=seed)
     if moments is not None and len(shared.codebook):
         shared = _with_feedback(values, kept, moments, shared)
-    return Coded(values.shape, replace(shared, codebook=rounded(shared.codebook, codebook)), kept, dtype_name(tensor))
+    content = Shared(shared.codes.astype(smallest(bits)), rounded(shared.codebook, codebook))
+    return Coded(values.shape, content, kept, dtype_name(tensor))
 
 
 def rounded(codebook: Floats, kind: str) -> Floats:
