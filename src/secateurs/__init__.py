@@ -28,9 +28,11 @@ from secateurs.deliver.packed import pack, unpack
 from secateurs.deliver.within import mixed_bits
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
+from secateurs.pack.container import Packed
+from secateurs.pack.container import read as read_packed
 from secateurs.pack.importance import fisher_importance
 from secateurs.pack.integers import quantise_weights
-from secateurs.pack.ledger import Ledger
+from secateurs.pack.ledger import Ledger, ledger
 from secateurs.pack.moments import input_moments
 from secateurs.pack.quantised import Quantised
 from secateurs.pack.shared_model import SharedModel, share_weights
@@ -61,11 +63,11 @@ __all__ = [
     "ArtifactError", "Budget", "BudgetError", "CaptureError", "ChannelGroup", "Comparison", "Constant", "Cost",
     "CriteriaComparison", "CutResult", "DeviceError", "Difference", "Distill", "FineTune", "GradientRegrowth",
     "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "Ledger", "LoopResult", "Measurement",
-    "OneShot", "Penalty", "Plan", "PlanError", "ProofError", "Quantised", "RandomRegrowth", "RecipeError", "Result",
-    "SecateursError", "SharedModel", "Soft", "SoftPruning", "Sparsifier", "Surgery", "Threshold", "TrainError",
-    "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria",
-    "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune",
-    "fisher_importance", "hand_over", "input_moments", "list", "load", "masks", "measure", "mixed_bits", "pack", "plan",
-    "prune", "quantise_weights", "recalibrate", "reconstruct", "save", "score", "share_weights", "soft_prune",
-    "sparsify", "steps", "train_prune_loop", "unpack",
+    "OneShot", "Packed", "Penalty", "Plan", "PlanError", "ProofError", "Quantised", "RandomRegrowth", "RecipeError",
+    "Result", "SecateursError", "SharedModel", "Soft", "SoftPruning", "Sparsifier", "Surgery", "Threshold",
+    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
+    "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures",
+    "finetune", "fisher_importance", "hand_over", "input_moments", "ledger", "list", "load", "masks", "measure",
+    "mixed_bits", "pack", "plan", "prune", "quantise_weights", "read_packed", "recalibrate", "reconstruct", "save",
+    "score", "share_weights", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

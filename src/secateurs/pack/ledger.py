@@ -104,7 +104,7 @@ class Ledger:
 
 
 def ledger(packed: Packed) -> Ledger:
-    """What every byte of an open file is for, from its header alone."""
+    """What every byte of an open file (`sec.read_packed`) is for, from its header alone."""
     norms = _norms(packed)
     rows = [
         _row(record, layout, _role(record, norms))
