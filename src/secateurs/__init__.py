@@ -27,8 +27,17 @@ from secateurs.deliver.artifact import load, save
 from secateurs.deliver.onnx import export_onnx
 from secateurs.deliver.packed import pack, unpack
 from secateurs.deliver.semi_structured import SemiStructured, semi_structured
+from secateurs.deliver.within import mixed_bits
 from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
+from secateurs.pack.container import Packed
+from secateurs.pack.container import read as read_packed
+from secateurs.pack.importance import fisher_importance
+from secateurs.pack.integers import quantise_weights
+from secateurs.pack.ledger import Ledger, ledger
+from secateurs.pack.moments import input_moments
+from secateurs.pack.quantised import Quantised
+from secateurs.pack.shared_model import SharedModel, share_weights
 from secateurs.prune import prune
 from secateurs.report import figures
 from secateurs.report.criteria import CriteriaComparison, compare_criteria
@@ -97,4 +106,12 @@ __all__ = [
     "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "hand_over", "list", "load",
     "masks", "measure", "pack", "plan", "prune", "recalibrate", "reconstruct", "save", "score", "soft_prune",
     "sparsify", "sparsify_once", "steps", "train_prune_loop", "unpack",
+    "Gradual", "Graph", "Groups", "HandOver", "InputError", "Iterative", "Ledger", "LoopResult", "Measurement",
+    "OneShot", "Packed", "Penalty", "Plan", "PlanError", "ProofError", "Quantised", "RandomRegrowth", "RecipeError",
+    "Result", "SecateursError", "SharedModel", "Soft", "SoftPruning", "Sparsifier", "Surgery", "Threshold",
+    "TrainError", "UnknownNameError", "WriteError", "__version__", "accuracy", "capture", "choose", "compare",
+    "compare_criteria", "compose", "count", "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures",
+    "finetune", "fisher_importance", "hand_over", "input_moments", "ledger", "list", "load", "masks", "measure",
+    "mixed_bits", "pack", "plan", "prune", "quantise_weights", "read_packed", "recalibrate", "reconstruct", "save",
+    "score", "share_weights", "soft_prune", "sparsify", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

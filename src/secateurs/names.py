@@ -8,6 +8,8 @@ from secateurs.base.errors import UnknownNameError, explain, nearest
 from secateurs.choose.search import SEARCHES
 from secateurs.couple.rules import RULES
 from secateurs.device import devices
+from secateurs.pack.integers import SCALES
+from secateurs.pack.kmeans import STARTS
 from secateurs.score import CRITERIA
 from secateurs.sparsity import PATTERNS
 
@@ -16,12 +18,15 @@ KINDS: dict[str, Callable[[], list[str]]] = {
     "devices": lambda: sorted(devices),
     "searches": lambda: sorted(SEARCHES),
     "patterns": lambda: sorted(PATTERNS),
+    "starts": lambda: sorted(STARTS),
+    "scales": lambda: sorted(SCALES),
     "ops": lambda: sorted(RULES),
 }
 
 
 def names(kind: str) -> list[str]:
-    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"`, `"patterns"` or `"ops"`.
+    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"`, `"patterns"`, `"ops"`; `"starts"` of shared
+    weights, `"scales"` of integers.
 
     `"ops"` lists the operators with a rule of their own; operators that PyTorch tags as element-wise need none.
     Raises `UnknownNameError`.

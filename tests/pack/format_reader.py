@@ -17,9 +17,9 @@ TYPES = (
     *("float32", "float64", "float8_e4m3fn", "float8_e5m2", "complex64"),
 )
 SIZES = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8)
-RELATIVE, BITMAP, CSR, GROUPS, STRIDED = 1, 2, 3, 4, 5
-PARAMETERS = {RELATIVE: 2, BITMAP: 1, CSR: 0, GROUPS: 1, STRIDED: 0}
-STREAMS = {RELATIVE: 1, BITMAP: 1, CSR: 2, GROUPS: 2, STRIDED: 2}
+RELATIVE, BITMAP, CSR, GROUPS, STRIDED, CONTEXT = 1, 2, 3, 4, 5, 6
+PARAMETERS = {RELATIVE: 2, BITMAP: 1, CSR: 0, GROUPS: 1, STRIDED: 0, CONTEXT: 2}
+STREAMS = {RELATIVE: 1, BITMAP: 1, CSR: 2, GROUPS: 2, STRIDED: 2, CONTEXT: 1}
 
 
 class Bytes:
@@ -66,7 +66,7 @@ class File:
 
 def read(data: bytes) -> File:
     source = Bytes(data)
-    assert source.take(8) == b"\x89SEC\r\n\x1a\n" and source.u(4) == 1
+    assert source.take(8) == b"\x89SEC\r\n\x1a\n" and source.u(4) == 2
     length = source.u(4)
     assert source.u(8) == len(data)
     header = Bytes(source.take(length))
@@ -101,7 +101,16 @@ def read_record(header: Bytes, before: bytes) -> tuple[dict[str, Any], bytes]:
         names.append(before.decode())
     shape = [header.varint() for _ in range(header.varint())]
     kind, content, index = header.u(1), header.u(1), header.u(1)
-    record: dict[str, Any] = {"names": names, "shape": shape, "type": kind, "content": content, "index": index}
+    stored, content = divmod(content, 16)
+    assert stored < 3 if content else stored == 0
+    record: dict[str, Any] = {
+        "stored": stored,
+        "names": names,
+        "shape": shape,
+        "type": kind,
+        "content": content,
+        "index": index,
+    }
     record["kept"] = header.varint() if index else prod(shape)
     record["parameters"] = [header.varint() for _ in range(PARAMETERS[index])] if index else []
     if content == 1:
@@ -121,7 +130,7 @@ def read_tensor(source: Bytes, record: dict[str, Any]) -> Tensor:
     floats: list[float] = []
     if record["content"]:
         count = record["levels"] if record["content"] == 1 else shape[record["axis"] - 1] if record["axis"] else 1
-        floats = [value[0] for value in struct.iter_unpack("<f", source.take(4 * count))]
+        floats = [read_float(source, record["stored"]) for _ in range(count)]
     positions = read_positions(record, streams)
     stored = len(positions)
     fillers = stored - record["kept"]
@@ -148,6 +157,13 @@ def read_tensor(source: Bytes, record: dict[str, Any]) -> Tensor:
         if is_real:
             entries[position] = value
     return Tensor(record["names"], shape, TYPES[record["type"]], entries)
+
+
+def read_float(source: Bytes, stored: int) -> float:
+    """A float32, a float16, or the upper half of a float32."""
+    raw = source.take(2) if stored else source.take(4)
+    found: float = struct.unpack("<e" if stored == 1 else "<f", raw if stored < 2 else b"\0\0" + raw)[0]
+    return found
 
 
 def value_of(record: dict[str, Any], floats: list[float], symbol: int, position: int) -> float:
@@ -200,6 +216,8 @@ def read_positions(record: dict[str, Any], streams: Any) -> list[int]:
             for place in places[pointers[row] : pointers[row + 1]]
             for column in range(place * size, min(place * size + size, columns))
         ]
+    if record["index"] == CONTEXT:
+        return sorted(context(bytes(read_stream(next(streams), given[1], 256)), given[0], rows, columns))
     maps = columns // taps
     starts = read_stream(next(streams), maps, taps + 1)
     strides = read_stream(next(streams), maps, taps)
@@ -247,22 +265,77 @@ def huffman(table: Bytes, payload: bytes, count: int) -> list[int]:
     return symbols
 
 
+def context(data: bytes, form: int, rows: int, columns: int) -> list[int]:
+    """Positions of the kept entries."""
+    turned, lag = form % 2, form // 2
+    lanes, steps = (columns, rows) if turned else (rows, columns)
+    assert lag >= 4 and rows * columns <= 2**20 and steps <= 4096 and lag <= max(4, steps)
+    w = struct.unpack("<11b", data[:11])
+    coder = Coder(data[11:])
+    seen: list[list[int]] = []
+    none = [0] * lanes
+    kept, total = [0] * lanes, 0
+    for j in range(steps):
+        b = {d: seen[j - d] if j >= d else none for d in (1, 2, lag, lag + 1, lag - 1)}
+        n = {d: sum(b[d]) for d in b}
+        share = 2**16 * (2 * total + 1) // (2 * j * lanes + 20)
+        near = 2**16 * (2 * n[1] + n[2] + 2 * n[lag] + n[lag + 1] + n[lag - 1]) + 2 * share + 1
+        everywhere = w[0] * 256 + w[2] * logit(near, 2**16 * (7 * lanes + 2) + 2)
+        everywhere += w[8] * logit(2 * total + 1, 2 * j * lanes + 20)
+        found = []
+        for i in range(lanes):
+            z = everywhere + w[1] * logit(2**17 * kept[i] + 3 * share + 1, 2**16 * (2 * j + 3) + 2)
+            z += 256 * (w[3] * b[1][i] + w[4] * b[2][i] + w[5] * b[lag][i] + w[6] * b[lag + 1][i])
+            z += 256 * (w[7] * b[lag - 1][i] + w[9] * b[1][i] * b[2][i] + w[10] * b[1][i] * b[lag][i])
+            z = min(max(z >> 4, -4608), 4608)
+            odds = (2**15 * (512 - abs(z) % 256)) >> (abs(z) // 256)
+            p = 2**24 * odds // (2**24 + odds)
+            p = p if z <= 0 else 2**24 - p
+            found.append(coder.next([0, 2**24 - p], [2**24 - p, p]))
+        seen.append(found)
+        kept = [old + new for old, new in zip(kept, found, strict=True)]
+        total += sum(found)
+    coder.end()
+    return [i * steps + j if not turned else j * lanes + i for j in range(steps) for i in range(lanes) if seen[j][i]]
+
+
+def log2(x: int) -> int:
+    e = x.bit_length() - 1
+    return 256 * e + 256 * x // 2**e - 256
+
+
+def logit(a: int, b: int) -> int:
+    return log2(a) - log2(b - a)
+
+
+class Coder:
+    def __init__(self, payload: bytes) -> None:
+        assert payload[-1]
+        self.words = [word[0] for word in struct.iter_unpack("<I", payload + bytes(-len(payload) % 4))]
+        self.state = self.words.pop()
+        self.refill()
+
+    def refill(self) -> None:
+        if self.state < 2**32 and self.words:
+            self.state = self.state << 32 | self.words.pop()
+
+    def next(self, before: list[int], frequencies: list[int]) -> int:
+        q = self.state % 2**24
+        x = next(x for x in range(len(before)) if before[x] <= q < before[x] + frequencies[x])
+        self.state = (self.state >> 24) * frequencies[x] + q - before[x]
+        self.refill()
+        return x
+
+    def end(self) -> None:
+        assert self.state == 0 and not self.words
+
+
 def ans(table: Bytes, payload: bytes, count: int) -> list[int]:
     size, precision, width = table.varint(), table.u(1), table.u(1)
     frequencies = [f << (24 - precision) for f in unpacked(table.data[table.at :], size, width)]
     assert sum(frequencies) == 2**24
     before = [sum(frequencies[:x]) for x in range(size)]
-    words = [word[0] for word in struct.iter_unpack("<I", payload)]
-    state = words.pop()
-    if state < 2**32 and words:
-        state = state << 32 | words.pop()
-    symbols = []
-    for _ in range(count):
-        q = state % 2**24
-        x = next(x for x in range(size) if before[x] <= q < before[x] + frequencies[x])
-        symbols.append(x)
-        state = (state >> 24) * frequencies[x] + q - before[x]
-        if state < 2**32 and words:
-            state = state << 32 | words.pop()
-    assert state == 0 and not words
+    coder = Coder(payload)
+    symbols = [coder.next(before, frequencies) for _ in range(count)]
+    coder.end()
     return symbols

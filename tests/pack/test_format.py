@@ -15,7 +15,7 @@ from pack import format_reader
 
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import MAGIC, read, to_bytes
-from secateurs.pack.dtypes import DTYPES
+from secateurs.pack.dtypes import DTYPES, TABLES
 from secateurs.pack.entropy import CODERS
 from secateurs.pack.index import ENCODINGS
 from secateurs.testing.hostile import sealed
@@ -66,6 +66,7 @@ def test_every_coder_encoding_and_content_is_among_the_samples() -> None:
     used = {record.index for record in records}
     assert used >= {0} | {ENCODINGS[name].code for name in ENCODINGS if name != "csr"}
     assert {record.content for record in records} == {0, 1, 2}
+    assert {record.table for record in records} == set(TABLES)
 
 
 def test_sparse_rows_which_are_rarely_the_smallest() -> None:

@@ -115,8 +115,8 @@ def test_foreign_and_newer_files_say_so(tmp_path: Path) -> None:
         with pytest.raises(sec.ArtifactError, match="not a sound packed model"):
             sec.unpack(tmp_path / "m.sec")
     data = bytearray(to_bytes({}))
-    data[8] = 2
-    with pytest.raises(sec.ArtifactError, match="says version 2, this version of Secateurs reads 1"):
+    data[8] = 3
+    with pytest.raises(sec.ArtifactError, match="says version 3, this version of Secateurs reads 2"):
         read(bytes(data))
 
 

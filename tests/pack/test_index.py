@@ -21,6 +21,10 @@ class TestBitmap(EncodingConformance):
     encoding = "bitmap"
 
 
+class TestContext(EncodingConformance):
+    encoding = "context"
+
+
 class TestCsr(EncodingConformance):
     encoding = "csr"
 

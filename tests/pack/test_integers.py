@@ -93,12 +93,12 @@ def test_the_smallest_numbers_there_are() -> None:
 
 def test_a_model() -> None:
     model = convolutional().eval()
-    coded = quantise_weights(model, {"0": 4, "*": 8})
+    coded = quantise_weights(model, {"0": 4, "*": 8}).coded
     assert {name: content(item).bits for name, item in coded.items()} == {"0.weight": 4, "4.weight": 8, "8.weight": 8}
     assert {name: len(content(item).scale) for name, item in coded.items()} == {
         "0.weight": 6, "4.weight": 5, "8.weight": 3,
     }  # fmt: skip
-    assert all(len(content(item).scale) == 1 for item in quantise_weights(model, per_channel=False).values())
+    assert all(len(content(item).scale) == 1 for item in quantise_weights(model, per="tensor").coded.values())
     small = with_coded(model, coded)
     assert type(small) is type(model)
     for name, item in coded.items():
@@ -108,7 +108,7 @@ def test_a_model() -> None:
 
 def test_half_precision_comes_back_in_its_dtype() -> None:
     model = convolutional().to(torch.bfloat16)
-    small = with_coded(model, quantise_weights(model))
+    small = with_coded(model, quantise_weights(model).coded)
     assert small[0].weight.dtype == torch.bfloat16
     assert (small[0].weight - model[0].weight).abs().max() < 0.01
 

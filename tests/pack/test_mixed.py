@@ -16,7 +16,7 @@ from secateurs.pack.chosen import with_coded
 from secateurs.pack.coded import Coded, Raw
 from secateurs.pack.container import to_bytes
 from secateurs.pack.integers import quantise
-from secateurs.pack.mixed import file_bytes, loss_change, mixed_bits, weight_error
+from secateurs.pack.mixed import best_bits, file_bytes, loss_change, weight_error
 from secateurs.pack.sharing import share
 
 BITS = (2, 3, 4, 6)
@@ -58,7 +58,7 @@ def test_the_choice_is_the_best_of_all(measured: bool) -> None:
     fitting = [
         sum(error(*pair) for pair in each.items()) for each in every if sum(map(file_bytes, each.values())) <= 500
     ]
-    found = mixed_bits(model, 500, shared, bits=BITS, error=error)
+    found = best_bits(model, 500, shared, bits=BITS, error=error)
     assert found.allocation.error == pytest.approx(min(fitting), abs=1e-12)
     assert sum(map(file_bytes, found.coded.values())) == found.allocation.bytes <= 500
     assert sum(error(*pair) for pair in found.coded.items()) == pytest.approx(found.allocation.error)
@@ -66,16 +66,14 @@ def test_the_choice_is_the_best_of_all(measured: bool) -> None:
 
 
 def test_a_size_of_the_callers() -> None:
-    found = mixed_bits(
-        convolutional(), 9, shared, bits=BITS, size=lambda coded: int(len(np.unique(coded.decode())) > 4)
-    )
+    found = best_bits(convolutional(), 9, shared, bits=BITS, size=lambda coded: int(len(np.unique(coded.decode())) > 4))
     assert all(bits == 6 for bits in found.allocation.bits.values())
 
 
 def test_refusals() -> None:
     with pytest.raises(BudgetError, match="do not fit into 10 bytes"):
-        mixed_bits(convolutional(), 10, shared)
+        best_bits(convolutional(), 10, shared)
     with pytest.raises(InputError, match="nothing to choose"):
-        mixed_bits(nn.BatchNorm1d(3), 10, shared)
+        best_bits(nn.BatchNorm1d(3), 10, shared)
     with pytest.raises(UnknownNameError):
         weight_error(convolutional(), {"0.bias": torch.ones(6)})

@@ -32,8 +32,8 @@ def coded_in_all_ways(model: nn.Module) -> dict[str, dict[str, Coded]]:
     return {
         "shared": share_weights(model, 3).coded(),
         "shared with feedback": share_weights(model, 2, moments=moments).coded(),
-        "integers": quantise_weights(model, 4),
-        "one scale, feedback": quantise_weights(model, 3, per_channel=False, moments=moments),
+        "integers": quantise_weights(model, 4).coded,
+        "one scale, feedback": quantise_weights(model, 3, per="tensor", moments=moments).coded,
     }
 
 
@@ -73,7 +73,7 @@ def test_after_training(tmp_path: Path) -> None:
 
 def test_half_precision(tmp_path: Path) -> None:
     model = convolutional().to(torch.bfloat16).eval()
-    for number, coded in enumerate((share_weights(model, 3).coded(), quantise_weights(model, 5))):
+    for number, coded in enumerate((share_weights(model, 3).coded(), quantise_weights(model, 5).coded)):
         sec.pack(model, tmp_path / str(number), coded=coded)
         back = sec.unpack(tmp_path / str(number))
         assert isinstance(back, dict)

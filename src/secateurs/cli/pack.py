@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 import secateurs as sec
 from secateurs.base.errors import InputError, explain
-from secateurs.cli.arguments import AsJson, OptionalFactory, Weights, build_model, existing
+from secateurs.base.units import BYTES
+from secateurs.cli.arguments import AsJson, OptionalFactory, Seed, Weights, build_model, existing
 from secateurs.cli.console import progress, show, show_json
+from secateurs.cli.running import loader
 from secateurs.deliver.tensors import read_state
+
+PANEL = "Quantisation"
 
 
 def pack(
@@ -25,16 +29,74 @@ def pack(
     ] = None,
     model: OptionalFactory = None,
     weights: Weights = None,
+    share: Annotated[
+        str | None,
+        typer.Option(metavar="BITS", help="Share weights: 5, or by layer: 'conv*=8,fc*=5'.", rich_help_panel=PANEL),
+    ] = None,
+    integers: Annotated[
+        str | None,
+        typer.Option(
+            "--int", metavar="BITS", help="Weights as integers of 2 to 8 bits: 8, or by layer.", rich_help_panel=PANEL
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--bytes", metavar="SIZE", help="Bits by layer so that the file has at most 40KB.", rich_help_panel=PANEL
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CODE",
+            help="package.module:loader, batches (inputs, target): errors go where they matter least.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    biases: Annotated[
+        int | None,
+        typer.Option(metavar="BITS", help="Biases of layers as integers, such as 8.", rich_help_panel=PANEL),
+    ] = None,
+    seed: Seed = 0,
     gzip: Annotated[bool, typer.Option("--gzip", help="Add what gzip makes of the same weights (slow).")] = False,
     json: AsJson = False,
 ) -> None:
-    """Write one small file, zeros left out; print what every byte of it is for."""
+    """Write one small file, zeros left out; print what every byte of it is for.
+
+    Nothing is quantised unless asked for.
+    """
     with progress(quiet=json) as stage:
         stage("load")
         subject = _subject(artifact, model, weights)
         stage("pack")
-        ledger = sec.pack(subject, out, gzip=gzip)
+        ledger = sec.pack(
+            subject,
+            out,
+            share=None if share is None else parse_bits(share, "--share"),
+            integers=None if integers is None else parse_bits(integers, "--int"),
+            bytes=None if size is None else int(BYTES.parse(size)),
+            data=loader(data),
+            biases=biases,
+            gzip=gzip,
+            seed=seed,
+        )
     show_json({**ledger.to_json(), "path": out}) if json else show([ledger.table(), f"{out}: {ledger.summary()}"])
+
+
+def parse_bits(text: str, option: str) -> int | dict[str, int | None]:
+    """`"5"` or `"conv*=8,fc*=5"`. Raises `InputError` on other text."""
+    parts = [part.partition("=") for part in text.split(",")]
+    try:
+        if len(parts) == 1 and not parts[0][1]:
+            return int(text)
+        return {glob.strip(): int(number) for glob, _, number in parts}
+    except ValueError as error:
+        raise InputError(
+            explain(
+                f"{option} {text!r} is no number of bits",
+                next_step=f"write {option} 5, or layers by name or glob: {option} 'conv*=8,fc*=5'",
+            )
+        ) from error
 
 
 def _subject(artifact: str | None, model: str | None, weights: str | None) -> nn.Module | dict[str, Tensor]:

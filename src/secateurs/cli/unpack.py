@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 import secateurs as sec
+from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_bytes
 from secateurs.cli.arguments import AsJson, OptionalFactory, build_model, existing
 from secateurs.cli.console import progress, show, show_json
@@ -22,19 +23,28 @@ def unpack(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="safetensors file to write; else the file is only checked.")
     ] = None,
+    listing: Annotated[
+        bool, typer.Option("--list", help="Only say what is in it, from its header; no tensor is decoded.")
+    ] = False,
     model: OptionalFactory = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="BYTES", help="Bytes to which the file may decode.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Decode every tensor of a packed file, check that the class given takes them, and write them out."""
+    """Decode every tensor of a packed file, check that the class given takes them, and write them out.
+
+    What every byte of the file is for is printed, tensor by tensor.
+    """
+    if listing and (out or model):
+        raise InputError(explain("--list reads the header alone", next_step="leave out --out and --model, or --list"))
     with progress(quiet=json) as stage:
         stage("unpack")
         found = read(existing(packed), limit=limit)
-        found.verify()
-        content = sec.unpack(packed, None if model is None else partial(build_model, model), limit=limit)
-        state = content.state_dict() if isinstance(content, nn.Module) else content
+        if not listing:
+            found.verify()
+            content = sec.unpack(packed, None if model is None else partial(build_model, model), limit=limit)
+            state = content.state_dict() if isinstance(content, nn.Module) else content
         if out is not None:
             stage("write")
             write_bytes(out, state_bytes(state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,50 +11,66 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateurs.base.errors import ArtifactError, InputError, explain, nearest
+from secateurs.base.errors import ArtifactError, InputError, explain
 from secateurs.cut.form import GraphModule
 from secateurs.deliver.artifact import built
+from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
+from secateurs.deliver.within import mixed_bits
 from secateurs.pack.baseline import Baseline, gzip_bytes, raw_bytes
+from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import GRAPH, Packed, read, write
-from secateurs.pack.dtypes import DTYPES, in_memory
+from secateurs.pack.dtypes import in_memory
+from secateurs.pack.integers import coded_integers
 from secateurs.pack.ledger import Ledger, ledger
-from secateurs.pack.plain import plain
-
-State = Mapping[str, Tensor]
+from secateurs.pack.shared_model import coded_shared
 
 
 def pack(
-    model: nn.Module | State,
+    model: Subject,
     path: str | os.PathLike[str],
     *,
+    share: Bits | None = None,
+    integers: Bits | None = None,
+    bytes: int | None = None,
+    data: Iterable[Any] | None = None,
+    biases: int | None = None,
     coded: Mapping[str, Coded] | None = None,
     metadata: Mapping[str, Any] | None = None,
     gzip: bool = False,
     original: nn.Module | State | None = None,
+    seed: int = 0,
 ) -> Ledger:
     """Writes parameters and persistent buffers as the file `path`, whole or not at all; what every byte is for.
 
-    `coded` holds tensors, by name, that were quantised; all others are stored as they are, without their zeros where
-    that is smaller (-0.0 becomes +0.0). A model in graph form brings its program along. `gzip` adds what gzip makes of
-    the float32 weights before (`original`, or the model itself) and after. Nothing is modified.
+    `model` may be what `share_weights`, `quantise_weights` and `mixed_bits` give: then their codes are stored. Or one
+    of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`),
+    `bytes` the size that the file may have. `data`, batches `(inputs, target)`, makes them err where it matters least.
+    `biases`: bits of integers for the biases of layers. Without any of these nothing is quantised: what `unpack` gives
+    is what was packed, bit for bit (-0.0 becomes +0.0).
 
-    Raises `InputError` for anything that is no model or does not fit, `WriteError` when the disk does not take it.
+    Zeros are left out where that is smaller. A model in graph form brings its program along. `gzip` adds what gzip
+    makes of the float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were
+    quantised elsewhere, by name. The model is not modified.
+
+    Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
+    `WriteError` when the disk does not take it.
     """
-    state, tied = distinct(_state(model))
-    given = dict(coded or {})
-    _check_coded(given, state)
-    tensors = {name: given[name] if name in given else _plain(name, tensor) for name, tensor in state.items()}
-    texts = {GRAPH: model.to_json()} if isinstance(model, GraphModule) else {}
-    write(path, tensors, metadata, tied=tied, texts=texts)
+    subject, own = unwrapped(model)
+    asked = {"share": share, "integers": integers, "bytes": bytes}
+    if own and any(value is not None for value in asked.values()):
+        raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
+    found = _quantised(subject, **asked, data=data, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
+    whole = contents(subject, {**own, **found, **(coded or {})}, biases)
+    write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
-    found = ledger(packed)
+    book = ledger(packed)
     if gzip:
-        before = _floats(distinct(_state(model if original is None else original))[0])
+        before = _floats(distinct(state_of(subject if original is None else original))[0])
         after = _floats(_tensors(packed))
-        found = found.with_baseline(Baseline(raw_bytes(before), gzip_bytes(before), gzip_bytes(after)))
-    return found
+        book = book.with_baseline(Baseline(raw_bytes(before), gzip_bytes(before), gzip_bytes(after)))
+    return book
 
 
 def unpack(
@@ -86,73 +102,40 @@ def unpack(
         ) from error
 
 
-def _state(model: nn.Module | State) -> Mapping[str, Any]:
-    if isinstance(model, nn.Module):
-        return model.state_dict()
-    if isinstance(model, Mapping):
-        return model
-    raise InputError(
-        explain(
-            "Only a model or a state dict can be packed",
-            evidence=f"got a {type(model).__name__}",
-            next_step="pass `result.model` of a result, or `model.state_dict()`",
-        )
-    )
-
-
-def _check_coded(coded: Mapping[str, Coded], state: State) -> None:
-    for name, tensor in coded.items():
-        if name not in state:
-            close = nearest(name, state)
-            raise InputError(
-                explain(
-                    f"`coded` has `{name}`, the model does not",
-                    next_step=f"did you mean `{close[0]}`?" if close else "name tensors as the state dict does",
-                )
-            )
-        kind = str(state[name].dtype).removeprefix("torch.")
-        if tensor.shape != tuple(state[name].shape) or tensor.dtype != kind:
-            raise InputError(
-                explain(
-                    f"`coded` and the model disagree on `{name}`",
-                    evidence=f"{list(tensor.shape)} {tensor.dtype} and {list(state[name].shape)} {kind}",
-                )
-            )
-
-
-def _plain(name: str, tensor: Tensor) -> Coded:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if kind not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
+def _quantised(
+    model: nn.Module | State, *, share: Bits | None, integers: Bits | None, bytes: int | None,
+    data: Iterable[Any] | None, biases: int | None, metadata: Mapping[str, Any] | None, seed: int,
+) -> Mapping[str, Coded]:  # fmt: skip
+    """The codes that one of three ways gives; none when none is asked for."""
+    asked = [name for name, value in (("share", share), ("integers", integers), ("bytes", bytes)) if value is not None]
+    if len(asked) > 1:
+        raise InputError(explain(f"Weights are quantised once, not by {' and '.join(asked)}", next_step="give one"))
+    if not asked:
+        return {}
+    if data is not None and not isinstance(model, nn.Module):
         raise InputError(
-            explain(
-                f"`{name}` cannot be packed",
-                evidence=f"it is {tensor.layout} {tensor.dtype} on {tensor.device}",
-                next_step=f"make it a dense tensor of one of {', '.join(DTYPES)}",
-            )
+            explain("A state dict cannot run on data", next_step="pass the model itself, or leave out `data`")
         )
-    return plain(_array(tensor), kind)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    """The tensor in NumPy; bfloat16 and float8 as unsigned bits."""
-    plain_tensor = tensor.detach().cpu().contiguous().resolve_conj()
-    kind = in_memory(str(tensor.dtype).removeprefix("torch."))
-    bits = plain_tensor if kind.kind != "u" else plain_tensor.view(getattr(torch, kind.name))
-    found: NDArray[Any] = bits.numpy()
-    return found
+    subject = model if isinstance(model, nn.Module) else holder(model)
+    if share is not None:
+        return coded_shared(subject, share, data=data, seed=seed)
+    if integers is not None:
+        return coded_integers(subject, integers, data=data, seed=seed)
+    assert bytes is not None
+    return mixed_bits(subject, bytes, data=data, biases=biases, metadata=metadata, seed=seed).coded
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:
     """A decoded array as a tensor of its own memory, of the type it stands for."""
     kind: torch.dtype = getattr(torch, dtype)
-    found = torch.from_numpy(np.array(values))
+    found = torch.from_numpy(values if values.flags.writeable else np.array(values))
     if values.dtype == in_memory(dtype):
         return found.view(kind).reshape(values.shape)
     return found.to(kind)
 
 
 def _tensors(packed: Packed) -> dict[str, Tensor]:
-    return {record.names[0]: _tensor(packed[record.names[0]], record.dtype) for record in packed.records}
+    return {record.names[0]: _tensor(packed.decoded(record.names[0]), record.dtype) for record in packed.records}
 
 
 def _all(packed: Packed) -> dict[str, Tensor]:

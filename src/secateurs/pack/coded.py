@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from secateurs.base.errors import InputError, explain
 
 Bools = NDArray[np.bool_]
-Codes = NDArray[np.int64]
+Codes = NDArray[np.integer[Any]]
 Floats = NDArray[np.float32]
 
 
@@ -30,7 +31,7 @@ class Raw:
 class Shared:
     """Weight sharing: entry i is `codebook[codes[i]]`. `codes` `[kept]` in 0..k-1, `codebook` float32 `[k]`, k <= 2^16.
 
-    Han et al., Deep Compression, 2016.
+    Codes are of any integer type. Han et al., Deep Compression, 2016.
     """
 
     codes: Codes

@@ -27,12 +27,15 @@ from secateurs.pack.refuse import refused
 from secateurs.pack.varint import Cursor, varint
 
 MAGIC = b"\x89SEC\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
 PREFIX = len(MAGIC) + 4 + 4 + 8
 """Bytes before the header: magic, version, length of the header, length of the file."""
 
 CHECK = 4
 """Bytes of a checksum (CRC-32)."""
+
+SMALL = 1 << 17
+"""Entries that sparse tensors keep together, at most, for slow encodings to be tried."""
 
 METADATA, GRAPH = "metadata", "graph"
 LEAST_LIMIT = 1 << 28
@@ -65,7 +68,8 @@ def to_bytes(
     """
     aliases = _aliases(tensors, tied or {})
     bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
-    encoded = [encode(tensor) for tensor in tensors.values()]
+    thorough = is_small(tensors)
+    encoded = [encode(tensor, thorough=thorough) for tensor in tensors.values()]
     records = [replace(item.record, names=(name, *aliases[name])) for name, item in zip(tensors, encoded, strict=True)]
     at = (
         PREFIX
@@ -84,6 +88,11 @@ def to_bytes(
     prefix = MAGIC + VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
     check = crc32(prefix, header).to_bytes(CHECK, "little")
     return b"".join([prefix, header, check, *(data for _, data in bodies), *chunks])
+
+
+def is_small(tensors: Mapping[str, Coded]) -> bool:
+    """Whether sparse tensors keep so few entries that slow encodings of their index are tried."""
+    return sum(tensor.count for tensor in tensors.values() if tensor.kept is not None) <= SMALL
 
 
 def write(
@@ -151,6 +160,10 @@ class Packed(Mapping[str, NDArray[Any]]):
     def coded(self, name: str) -> Coded:
         """The tensor as it was given to `write`; one that keeps every entry has no mask. Raises `ArtifactError`."""
         return widened(self._coded(self._places[name]))
+
+    def decoded(self, name: str) -> NDArray[Any]:
+        """The tensor, decoded anew and not kept here. Raises `ArtifactError`."""
+        return _values(self._coded(self._places[name]))
 
     def record(self, name: str) -> Record:
         """What the header says of a tensor."""
@@ -348,6 +361,6 @@ def _located(error: ArtifactError, where: str) -> ArtifactError:
 
 
 __all__ = [
-    "CHECK", "GRAPH", "MAGIC", "METADATA", "PREFIX", "VERSION", "Packed", "Text", "crc32", "header_bytes", "read",
-    "to_bytes", "write",
+    "CHECK", "GRAPH", "MAGIC", "METADATA", "PREFIX", "VERSION", "Packed", "Text", "crc32", "header_bytes", "is_small",
+    "read", "to_bytes", "write",
 ]  # fmt: skip

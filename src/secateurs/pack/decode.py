@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from secateurs.pack.bits import Numbers
 from secateurs.pack.coded import Bools, Coded, Raw, Scaled, Shared
-from secateurs.pack.dtypes import in_memory, stored_as
+from secateurs.pack.dtypes import from_table, in_memory, stored_as
 from secateurs.pack.entropy import decode_stream
 from secateurs.pack.index.encoding import Positions
 from secateurs.pack.record import RAW, SHARED, Layout, Record
@@ -26,7 +26,7 @@ def decode(data: memoryview, record: Record, layout: Layout) -> Coded:
         raise refused(f"the padding of `{record.names[0]}` is not zero")
     streams = _Streams(data, record, layout)
     positions, maybe = _positions(record, streams)
-    floats = np.frombuffer(data[layout.bounds[-2] : layout.bounds[-1]], dtype="<f4").astype(np.float32, copy=False)
+    floats = from_table(data[layout.bounds[-2] : layout.bounds[-1]], record.table)
     content: Raw | Shared | Scaled
     if record.content == RAW:
         values = _raw(data[layout.raw : layout.end], record)

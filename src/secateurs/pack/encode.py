@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.bits import smallest, width_of
 from secateurs.pack.coded import Coded, Raw, Shared
-from secateurs.pack.dtypes import DTYPES, FLOATS, in_memory, stored_as
+from secateurs.pack.dtypes import DTYPES, FLOATS, TABLES, in_memory, narrowest, stored_as, to_table
 from secateurs.pack.entropy import CODERS, Stream, encode_stream, estimate_stream
 from secateurs.pack.index import ENCODINGS, Index, Mask
 from secateurs.pack.record import DENSE, RAW, SCALED, SHARED, Coding, Record
@@ -33,22 +33,24 @@ class Encoded:
         return len(self.coded) + len(self.raw)
 
 
-def encode(tensor: Coded) -> Encoded:
-    """The smallest form of `tensor`. Raises `InputError` when its parts contradict each other."""
+def encode(tensor: Coded, *, thorough: bool = False) -> Encoded:
+    """The smallest form of `tensor`; `thorough` tries slow encodings of the index too.
+
+    Raises `InputError` when its parts contradict each other.
+    """
     _check(tensor)
     if tensor.kept is None or tensor.kept.all():
         return _with(tensor, None)
     mask = Mask.of(tensor.kept)
-    found = [(_estimate(tensor, index), index) for index in _indices(tensor, mask)]
+    found = [(_estimate(tensor, index), index) for index in _indices(tensor, mask, thorough)]
     least = min(size for size, _ in found)
     near = [_with(tensor, index) for size, index in found if size <= least * NEAR + 64]
     return min(near, key=lambda item: (item.bytes, item.record.index, item.record.parameters))
 
 
-def _indices(tensor: Coded, mask: Mask) -> list[Index]:
-    found = [
-        ENCODINGS[name].encode(mask, parameters) for name in ENCODINGS for parameters in ENCODINGS[name].choices(mask)
-    ]
+def _indices(tensor: Coded, mask: Mask, thorough: bool) -> list[Index]:
+    tried = [ENCODINGS[name] for name in ENCODINGS if thorough or not ENCODINGS[name].slow]
+    found = [encoding.encode(mask, parameters) for encoding in tried for parameters in encoding.choices(mask)]
     if isinstance(tensor.content, Raw) and not _octets(tensor).any(axis=1).all():
         found = [index for index in found if index.real is None]  # a kept zero would be taken for a filler
     return found
@@ -68,7 +70,7 @@ def _with(tensor: Coded, index: Index | None) -> Encoded:
     content = tensor.content
     streams = [encode_stream(field.numbers, field.bound) for field in index.fields] if index else []
     floats, raw = b"", memoryview(b"")
-    levels = bits = 0
+    table, levels, bits = TABLES[0], 0, 0
     axis: int | None = None
     if isinstance(content, Raw):
         kind = RAW
@@ -77,8 +79,9 @@ def _with(tensor: Coded, index: Index | None) -> Encoded:
     else:
         bound = _bound(tensor, index.fillers if index else 0)
         streams.append(encode_stream(_symbols(tensor, index, bound), bound))
-        kind, table = (SHARED, content.codebook) if isinstance(content, Shared) else (SCALED, content.scale)
-        floats = table.astype("<f4").tobytes()
+        kind, numbers = (SHARED, content.codebook) if isinstance(content, Shared) else (SCALED, content.scale)
+        table = narrowest(numbers)
+        floats = to_table(numbers, table)
         if isinstance(content, Shared):
             levels = content.codebook.size
         else:
@@ -94,6 +97,7 @@ def _with(tensor: Coded, index: Index | None) -> Encoded:
         levels=levels,
         bits=bits,
         axis=axis,
+        table=table,
         streams=tuple(Coding(CODERS[item.coder].code, len(item.table), len(item.payload)) for item in streams),
     )
     return Encoded(record, _joined(streams) + floats, raw)
@@ -133,7 +137,8 @@ def _symbols(tensor: Coded, index: Index | None, bound: int) -> NDArray[np.integ
     """Codes as non-negative numbers: signed ones as 0, -1, 1, -2, ...; with fillers all one higher, fillers 0."""
     content = tensor.content
     assert not isinstance(content, Raw)
-    codes = content.codes if isinstance(content, Shared) else (content.codes << 1) ^ (content.codes >> 63)
+    codes = content.codes.astype(np.int64)
+    codes = codes if isinstance(content, Shared) else (codes << 1) ^ (codes >> 63)
     kind = smallest(width_of(bound))
     if index is None or index.real is None:
         return codes.astype(kind)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from secateurs.base.registry import Registry
 from secateurs.pack.chosen import Bits, chosen, dtype_name, nonzero, numbers, of_names, weighed
 from secateurs.pack.coded import Bools, Coded, Codes, Floats, Scaled
 from secateurs.pack.feedback import activity, checked_gram, fitted_scales, output_error, settled
+from secateurs.pack.moments import input_moments
+from secateurs.pack.quantised import Quantised
 
 Doubles = NDArray[np.float64]
 Rule = Callable[[Doubles, Doubles | None, int], Doubles]
@@ -21,6 +24,8 @@ Rule = Callable[[Doubles, Doubles | None, int], Doubles]
 SHRINKS = np.linspace(0.2, 1.25, 64)
 """Scales that are tried, in parts of the one that reaches the largest weight."""
 ROUNDS = 20
+BLOCK = 1 << 14
+"""Weights whose scales are looked for at once: so few stay in the cache."""
 
 SCALES: Registry[Rule] = Registry("choice of scale")
 
@@ -54,7 +59,7 @@ def quantise(
     codes = to_codes(values.astype(np.float64), per_entry(scales, values.shape, axis), levels(bits))
     if moments is not None:
         codes, scales = _with_feedback(values.astype(np.float64), kept, moments, codes, scales, bits, axis)
-    content = Scaled(codes.reshape(-1) if kept is None else codes[kept], scales, bits, axis)
+    content = Scaled((codes.reshape(-1) if kept is None else codes[kept]).astype(np.int8), scales, bits, axis)
     return Coded(values.shape, content, kept, dtype_name(tensor))
 
 
@@ -62,23 +67,49 @@ def quantise_weights(
     model: nn.Module,
     bits: Bits = 8,
     *,
-    per_channel: bool = True,
+    per: str = "channel",
     scale: str = "mse",
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
-) -> dict[str, Coded]:
-    """`{parameter name: Coded}` for the weight matrices and kernels, as `quantise` does it; output channels are axis 0.
+    data: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> Quantised:
+    """The weight matrices and kernels as small integers: `w = s * q`, `|q| <= 2^(bits - 1) - 1`, zeros staying zero.
 
-    `bits`: one number, or globs over parameter names and module paths, the first match counts. Transposed convolutions
-    have their outputs elsewhere; their scales go by axis 0 too, which costs accuracy and nothing else. `moments`, from
-    `input_moments`, brings error feedback to the layers in it.
+    `bits`: one number (2 to 8), or globs over parameter names and module paths (`{"conv*": 8, "fc": 4}`; the first
+    match counts, None or no match leaves the tensor alone). `per`: one scale s for each `"channel"` (axis 0: outputs,
+    except in transposed convolutions) or for the whole `"tensor"`. `scale`: `"mse"`, the least squared error, weighed
+    by `importance` (by parameter name, such as from `fisher_importance`), or `"max"`, which reaches the largest weight.
+
+    `data`, batches of inputs or `(inputs, target)`, brings error feedback: what rounding one weight spoils in the
+    layer's outputs on such inputs, the weights not yet rounded make good (GPTQ, arXiv 2210.17323). `moments`, from
+    `input_moments`, is the same, computed before. Nothing is trained, and the model is not changed.
+
+    Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
+    return Quantised.of(model, coded_integers(model, bits, per, scale, importance, moments, data, seed))
+
+
+def coded_integers(
+    model: nn.Module,
+    bits: Bits,
+    per: str = "channel",
+    scale: str = "mse",
+    importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Coded]:
+    """The codes that `quantise_weights` gives, without the model that computes with them."""
+    if per not in ("channel", "tensor"):
+        raise InputError(explain(f"There is no scale per {per!r}", next_step='write per="channel" or per="tensor"'))
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
-    axis = 0 if per_channel else None
+    grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
+    axis = 0 if per == "channel" else None
     return {
         name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name),
-                       gram=None if moments is None else moments.get(name))
+                       gram=grams.get(name))
         for name, number in wanted.items()
     }  # fmt: skip
 
@@ -162,33 +193,63 @@ def least_squares(rows: Doubles, matter: Doubles | None, most: int) -> Doubles:
     """The best of many scales, each fitted to the codes of one between 0.2 and 1.25 of the widest; then codes and scale
     in turn, until they fit each other.
     """
-    counts = np.ones_like(rows) if matter is None else matter
+    each = max(1, BLOCK // max(1, rows.shape[1]))
+    parts = [
+        _searched(rows[start : start + each], None if matter is None else matter[start : start + each], most)
+        for start in range(0, len(rows), each)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _searched(rows: Doubles, matter: Doubles | None, most: int) -> Doubles:
+    weighted = rows if matter is None else rows * matter
     widest = np.maximum(reach_the_largest(rows, None, most), np.finfo(np.float32).tiny)
-    best, least = widest.copy(), np.full(len(rows), np.inf)
-    _keep_better(best, least, widest, rows, counts, most)
+    fitted, most_gain = widest.copy(), np.full(len(rows), -1.0)
     for shrink in SHRINKS:
-        _keep_better(best, least, _fitted(widest * shrink, rows, counts, most), rows, counts, most)
+        steps, gain = _fitted(widest * shrink, rows, weighted, matter, most)
+        better = gain > most_gain
+        fitted[better], most_gain[better] = steps[better], gain[better]
+    best, least = widest.copy(), np.full(len(rows), np.inf)
+    _keep_better(best, least, widest, rows, matter, most)
+    _keep_better(best, least, fitted, rows, matter, most)
     for _ in range(ROUNDS):
-        if not _keep_better(best, least, _fitted(best, rows, counts, most), rows, counts, most):
+        if not _keep_better(best, least, _fitted(best, rows, weighted, matter, most)[0], rows, matter, most):
             break
     return best
 
 
-def _fitted(scales: Doubles, rows: Doubles, counts: Doubles, most: int) -> Doubles:
-    """The scales of the least error for the codes that these scales give."""
-    codes = to_codes(rows, scales[:, None], most)
-    squares = (counts * codes * codes).sum(1)
-    found: Doubles = np.divide((counts * codes * rows).sum(1), squares, out=scales.copy(), where=squares > 0)
-    return found
+def _fitted(
+    scales: Doubles, rows: Doubles, weighted: Doubles, matter: Doubles | None, most: int
+) -> tuple[Doubles, Doubles]:
+    """The scales of the least error for the codes that these scales give, and by how much they lower it below that of
+    zeros: with `a = sum importance * q * w` and `b = sum importance * q^2`, a / b and a^2 / b.
+    """
+    codes = _nearest(rows, scales, most)
+    above = np.einsum("ij,ij->i", codes, weighted)
+    below = np.einsum("ij,ij->i", codes, codes) if matter is None else np.einsum("ij,ij,ij->i", matter, codes, codes)
+    found: Doubles = np.divide(above, below, out=scales.copy(), where=below > 0)
+    return found, np.where(below > 0, above * found, 0.0)
 
 
-def _keep_better(best: Doubles, least: Doubles, tried: Doubles, rows: Doubles, counts: Doubles, most: int) -> bool:
+def _nearest(rows: Doubles, scales: Doubles, most: int) -> Doubles:
+    """`to_codes`, one scale a row, as floating-point numbers."""
+    found: Doubles = rows / scales[:, None]
+    np.rint(found, out=found)
+    return np.clip(found, -most, most, out=found)
+
+
+def _keep_better(
+    best: Doubles, least: Doubles, tried: Doubles, rows: Doubles, matter: Doubles | None, most: int
+) -> bool:
     """Put the scales tried, in place, where their error is less; was it so anywhere?"""
     steps = np.maximum(tried.astype(np.float32).astype(np.float64), np.finfo(np.float32).tiny)  # as they will be stored
-    error = (counts * (to_codes(rows, steps[:, None], most) * steps[:, None] - rows) ** 2).sum(1)
+    wrong = _nearest(rows, steps, most)
+    wrong *= steps[:, None]
+    wrong -= rows
+    error = np.einsum("ij,ij->i", wrong, wrong) if matter is None else np.einsum("ij,ij,ij->i", matter, wrong, wrong)
     better = error < least
     best[better], least[better] = steps[better], error[better]
     return bool(better.any())
 
 
-__all__ = ["SCALES", "quantise", "quantise_weights"]
+__all__ = ["SCALES", "coded_integers", "quantise", "quantise_weights"]

@@ -104,7 +104,7 @@ class Ledger:
 
 
 def ledger(packed: Packed) -> Ledger:
-    """What every byte of an open file is for, from its header alone."""
+    """What every byte of an open file (`sec.read_packed`) is for, from its header alone."""
     norms = _norms(packed)
     rows = [
         _row(record, layout, _role(record, norms))
@@ -125,7 +125,7 @@ def _row(record: Record, layout: Layout, role: str) -> Row:
     for place, stream in enumerate(record.streams):
         parts["tables"] += stream.table
         parts["indices" if place < fields else role] += stream.payload
-    parts["codebooks"] += 4 * record.floats
+    parts["codebooks"] += record.float_bytes
     parts[role] += record.raw_bytes
     content = ("raw", "shared", "scaled")[record.content]
     index = "dense" if record.encoding is None else record.encoding.name

@@ -1,4 +1,4 @@
-"""`mixed_bits`: every weight in as many bits as pay off, the whole within a number of bytes."""
+"""`best_bits`: every weight in as many bits as pay off, the whole within a number of bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Mixed:
     allocation: Allocation
 
 
-def mixed_bits(
+def best_bits(
     model: nn.Module,
     budget: int,
     make: Make,
@@ -42,17 +42,28 @@ def mixed_bits(
     `weight_error(model, importance)` weighs by curvature, `loss_change(model, loss)` measures. Raises `InputError`
     without weights or bits, and `BudgetError` when the budget is below the least that can be reached.
     """
+    ways = every_way(model, make, bits)
+    allocation = allocate(candidates(ways, error or weight_error(model), size or file_bytes), budget)
+    return Mixed({name: ways[name][number] for name, number in allocation.bits.items()}, allocation)
+
+
+def every_way(model: nn.Module, make: Make, bits: Sequence[int]) -> dict[str, dict[int, Coded]]:
+    """Every weight matrix and kernel, by parameter name, in each number of bits. Raises `InputError` without any."""
     named = weights(model)
     if not named or not bits:
         raise InputError(explain("There is nothing to choose from", evidence=f"{len(named)} weights, bits {bits}"))
-    judge, measure = error or weight_error(model), size or file_bytes
-    coded = {name: {number: make(name, tensor, number) for number in bits} for name, tensor in named.items()}
-    listed = {
-        name: [Candidate(number, judge(name, item), measure(item)) for number, item in each.items()]
-        for name, each in coded.items()
+    return {name: {number: make(name, tensor, number) for number in bits} for name, tensor in named.items()}
+
+
+def candidates(
+    ways: Mapping[str, Mapping[int, Coded]], judge: Error, measure: Callable[[Coded], int] | None = None
+) -> dict[str, list[Candidate]]:
+    """Error and bytes (default: `file_bytes`) of every way to code every weight."""
+    size = measure or file_bytes
+    return {
+        name: [Candidate(number, judge(name, item), size(item)) for number, item in each.items()]
+        for name, each in ways.items()
     }
-    allocation = allocate(listed, budget)
-    return Mixed({name: coded[name][number] for name, number in allocation.bits.items()}, allocation)
 
 
 def weight_error(model: nn.Module, importance: Mapping[str, Tensor] | None = None) -> Error:
@@ -84,4 +95,4 @@ def file_bytes(coded: Coded) -> int:
     return encode(coded).bytes
 
 
-__all__ = ["Mixed", "file_bytes", "loss_change", "mixed_bits", "weight_error"]
+__all__ = ["Mixed", "best_bits", "candidates", "every_way", "file_bytes", "loss_change", "weight_error"]

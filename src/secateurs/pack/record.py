@@ -7,7 +7,7 @@ from itertools import accumulate
 from math import prod
 
 from secateurs.base.errors import InputError, explain
-from secateurs.pack.dtypes import DTYPES, FLOATS, stored_as
+from secateurs.pack.dtypes import DTYPES, FLOATS, TABLES, stored_as
 from secateurs.pack.index import ENCODINGS, Encoding, Grid
 from secateurs.pack.refuse import refused
 from secateurs.pack.varint import Cursor, varint
@@ -37,7 +37,8 @@ class Coding:
 class Record:
     """The facts of one tensor. `streams` are those of the index fields, then, unless it is raw, that of the codes.
 
-    `levels`: entries of a codebook. `bits` and `axis`: of scaled integers. `crc`: CRC-32 of all its bytes.
+    `levels`: entries of a codebook. `bits` and `axis`: of scaled integers. `table`: the type that stores
+    codebook or scales. `crc`: CRC-32 of all its bytes.
     `header`: bytes that this record takes in the header.
     """
 
@@ -51,6 +52,7 @@ class Record:
     levels: int = 0
     bits: int = 0
     axis: int | None = None
+    table: str = TABLES[0]
     streams: tuple[Coding, ...] = ()
     crc: int = 0
     header: int = field(default=0, compare=False)
@@ -81,6 +83,11 @@ class Record:
         return self.levels
 
     @property
+    def float_bytes(self) -> int:
+        """Bytes of the codebook or of the scale."""
+        return self.floats * stored_as(self.table).itemsize
+
+    @property
     def decoded(self) -> int:
         """Bytes of the whole tensor."""
         return self.size * stored_as(self.dtype).itemsize
@@ -92,7 +99,7 @@ class Record:
     def layout(self, start: int) -> Layout:
         """Where its parts are when its bytes begin at `start`."""
         lengths = [length for stream in self.streams for length in (stream.table, stream.payload)]
-        bounds = list(accumulate([*lengths, 4 * self.floats], initial=start))
+        bounds = list(accumulate([*lengths, self.float_bytes], initial=start))
         align = PAGE if self.raw_bytes >= LARGE else stored_as(self.dtype).itemsize
         raw = bounds[-1] + (-bounds[-1] % align if self.raw_bytes else 0)
         return Layout(tuple(bounds), raw, raw + self.raw_bytes)
@@ -107,7 +114,7 @@ class Record:
             parts += [varint(shared), varint(len(raw) - shared), raw[shared:]]
             before = raw
         parts += [varint(len(self.shape)), *map(varint, self.shape)]
-        parts.append(bytes([DTYPES.index(self.dtype), self.content, self.index]))
+        parts.append(bytes([DTYPES.index(self.dtype), self.content | TABLES.index(self.table) << 4, self.index]))
         if self.index != DENSE:
             parts += [varint(self.count), *map(varint, self.parameters)]
         if self.content == SHARED:
@@ -146,8 +153,12 @@ def read_record(cursor: Cursor, before: bytes, limit: int) -> Record:
         names.append(_name(before))
     shape = tuple(cursor.number() for _ in range(cursor.number(MOST_DIMS)))
     dtype, content, index = cursor.byte(), cursor.byte(), cursor.byte()
-    if dtype >= len(DTYPES) or content > SCALED or (content != RAW and DTYPES[dtype] not in FLOATS):
-        raise refused(f"`{names[0]}` has content {content} of type {dtype}")
+    table, content = divmod(content, 16)
+    coded = content in (SHARED, SCALED)
+    if dtype >= len(DTYPES) or content > SCALED or table >= (len(TABLES) if coded else 1):
+        raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
+    if coded and DTYPES[dtype] not in FLOATS:
+        raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
     if prod(max(1, size) for size in shape) * stored_as(DTYPES[dtype]).itemsize > limit:
         raise _too_large(f"`{names[0]}` of shape {list(shape)}", limit)
     count, fields = prod(shape), 0
@@ -166,7 +177,7 @@ def read_record(cursor: Cursor, before: bytes, limit: int) -> Record:
     crc = int.from_bytes(cursor.take(4), "little")
     return Record(
         tuple(names), shape, DTYPES[dtype], content, index, count, parameters, levels,
-        bits if content == SCALED else 0, axis - 1 if axis else None, streams, crc, cursor.at - start,
+        bits if content == SCALED else 0, axis - 1 if axis else None, TABLES[table], streams, crc, cursor.at - start,
     )  # fmt: skip
 
 

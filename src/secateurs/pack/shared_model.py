@@ -6,7 +6,7 @@ weights with code k.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch.func import functional_call
 from secateurs.base.batches import derive
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, with_coded
-from secateurs.pack.coded import Coded, Shared
+from secateurs.pack.coded import Coded, Codes, Shared
+from secateurs.pack.moments import input_moments
 from secateurs.pack.sharing import share
 
 
@@ -28,37 +29,62 @@ def share_weights(
     start: str = "linear",
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    codebook: str = "float32",
     seed: int = 0,
 ) -> SharedModel:
     """The model with the non-zero entries of each weight matrix and kernel clustered to `2^bits` numbers of its own.
 
     `bits`: one number, or globs over parameter names and module paths (`{"conv*": 8, "fc": 5}`; the first match
-    counts, None or no match leaves the tensor alone). `start`, `importance` and `moments` (by parameter name,
-    the latter from `input_moments`, for the layers that have them) as in `share`.
+    counts, None or no match leaves the tensor alone). `start` of the k-means: `"linear"` (Deep Compression's best),
+    `"density"`, `"random"`, `"cube_root"` or `"optimal"`; `importance`, by parameter name, says how much an error in
+    each weight counts, such as from `fisher_importance`.
+
+    `data`, batches of inputs or `(inputs, target)`, brings error feedback: codes are chosen one input after the other
+    so that the layer's outputs change least on such inputs. `moments`, from `input_moments`, is the same, computed
+    before. `codebook="float16"` or `"bfloat16"` halves the bytes of the codebooks, in training too.
 
     What comes back runs as the model does and trains as any module does, by `finetune` or by a loop of your own; its
-    parameters are the codebooks and whatever is not shared. The model itself is not changed.
+    parameters are the codebooks and whatever is not shared. `sec.pack` stores its codes. The model is not changed.
 
-    Raises `InputError` and `UnknownNameError`.
+    Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
+    coded = coded_shared(model, bits, start, importance, moments, data, codebook, seed)
+    return SharedModel(model, coded, codebook)
+
+
+def coded_shared(
+    model: nn.Module,
+    bits: Bits,
+    start: str = "linear",
+    importance: Mapping[str, Tensor] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    codebook: str = "float32",
+    seed: int = 0,
+) -> dict[str, Coded]:
+    """The codes that `share_weights` gives, without the model that trains them."""
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
-    coded = {
+    grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
+    return {
         name: share(model.get_parameter(name), number, start=start, importance=matter.get(name),
-                    gram=None if moments is None else moments.get(name), seed=derive(seed, "share", name))
+                    gram=grams.get(name), codebook=codebook, seed=derive(seed, "share", name))
         for name, number in wanted.items()
     }  # fmt: skip
-    return SharedModel(model, coded)
 
 
 class SharedModel(nn.Module):
     """A copy of `model` that looks the tensors in `coded` (`{parameter name: Coded with Shared}`) up in codebooks.
 
+    Training moves the codebooks: assignments stay, and `dL/dc_k` is the sum of `dL/dW` over the weights with code k.
+    `codebook`: the type that their numbers are rounded to, on every use; gradients pass through the rounding.
     `plain()` gives the model back in its own class, with its own names and dense weights; `coded()` gives the codes.
     """
 
-    def __init__(self, model: nn.Module, coded: Mapping[str, Coded]) -> None:
+    def __init__(self, model: nn.Module, coded: Mapping[str, Coded], codebook: str = "float32") -> None:
         super().__init__()
+        self._kind: torch.dtype = getattr(torch, codebook)
         self._model = with_coded(model, coded)
         self._names = list(coded)
         self._kept: list[np.ndarray[Any, np.dtype[np.bool_]] | None] = []
@@ -68,11 +94,11 @@ class SharedModel(nn.Module):
             if not isinstance(tensor.content, Shared):
                 raise InputError(explain("A tensor does not share weights", where=f"`{name}`"))
             weight = self._model.get_parameter(name).requires_grad_(False)
-            where = np.zeros(tensor.shape, np.int64)  # 0: the zero that no codebook holds
-            where[... if tensor.kept is None else tensor.kept] = _as(tensor.content.codes + 1, tensor)
+            where = np.zeros(tensor.shape, np.int32)  # 0: the zero that no codebook holds
+            where[... if tensor.kept is None else tensor.kept] = _as(tensor.content.codes.astype(np.int32) + 1, tensor)
             self.register_buffer(f"codes_{index}", torch.from_numpy(where).to(weight.device))
-            codebook = torch.from_numpy(tensor.content.codebook.copy()).to(weight.device)
-            self.codebooks.append(nn.Parameter(codebook, requires_grad=self._trained[index]))
+            numbers = torch.from_numpy(tensor.content.codebook.copy()).to(weight.device)
+            self.codebooks.append(nn.Parameter(numbers, requires_grad=self._trained[index]))
             self._kept.append(tensor.kept)
         self.training = model.training
 
@@ -93,23 +119,26 @@ class SharedModel(nn.Module):
         for index, (name, kept) in enumerate(zip(self._names, self._kept, strict=True)):
             where: Tensor = getattr(self, f"codes_{index}")
             codes = where.cpu().numpy() - 1
-            codebook = self.codebooks[index].detach().cpu().float().numpy() + np.float32(0)
+            codebook = self._rounded(self.codebooks[index]).detach().cpu().float().numpy() + np.float32(0)
             content = Shared(codes.reshape(-1) if kept is None else codes[kept], codebook)
             found[name] = Coded(codes.shape, content, kept, dtype_name(self._model.get_parameter(name)))
         return found
+
+    def _rounded(self, codebook: Tensor) -> Tensor:
+        return codebook + (codebook.to(self._kind).to(codebook.dtype) - codebook).detach()
 
     def _weights(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for index, (name, codebook) in enumerate(zip(self._names, self.codebooks, strict=True)):
             where: Tensor = getattr(self, f"codes_{index}")
-            numbers = torch.cat([codebook.new_zeros(1), codebook])
+            numbers = torch.cat([codebook.new_zeros(1), self._rounded(codebook)])
             weight = numbers.index_select(0, where.flatten()).view(where.shape)
             found[name] = weight.to(self._model.get_parameter(name).dtype)
         return found
 
 
-def _as(codes: np.ndarray[Any, np.dtype[np.int64]], tensor: Coded) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _as(codes: Codes, tensor: Coded) -> Codes:
     return codes.reshape(tensor.shape) if tensor.kept is None else codes
 
 
-__all__ = ["SharedModel", "share_weights"]
+__all__ = ["SharedModel", "coded_shared", "share_weights"]

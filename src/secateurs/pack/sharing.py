@@ -8,11 +8,14 @@ from __future__ import annotations
 from math import log2
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
+from secateurs.pack.bits import smallest
 from secateurs.pack.chosen import dtype_name, nonzero, numbers, weighed
 from secateurs.pack.coded import Bools, Coded, Codes, Floats, Shared
+from secateurs.pack.dtypes import TABLES
 from secateurs.pack.feedback import Doubles, activity, checked_gram, fitted_codebook, output_error, settled
 from secateurs.pack.kmeans import cluster, nearest
 
@@ -27,6 +30,7 @@ def share(
     start: str = "linear",
     importance: Tensor | None = None,
     gram: Tensor | None = None,
+    codebook: str = "float32",
     seed: int = 0,
 ) -> Coded:
     """The non-zero weights clustered into at most `2^bits` numbers (1 to 16 bits); zeros stay zero, and are not kept.
@@ -36,8 +40,8 @@ def share(
     diagonal twice the change of the loss, to second order.
 
     With `gram`, second moments of the layer's inputs from `input_moments`, codes are then chosen anew with error
-    feedback, and the codebook fitted to them, so that the layer's *outputs* change least on such inputs. Raises
-    `InputError`.
+    feedback, and the codebook fitted to them, so that the layer's *outputs* change least on such inputs.
+    `codebook="float16"` or `"bfloat16"` rounds the shared numbers, which then take half the bytes. Raises `InputError`.
     """
     if isinstance(bits, bool) or not 1 <= bits <= 16:
         raise InputError(explain(f"Weights cannot be shared in {bits!r} bits", next_step="give from 1 to 16"))
@@ -53,7 +57,24 @@ def share(
     shared = cluster(of_kept, 1 << bits, start=start, weights=matter, seed=seed)
     if moments is not None and len(shared.codebook):
         shared = _with_feedback(values, kept, moments, shared)
-    return Coded(values.shape, shared, kept, dtype_name(tensor))
+    content = Shared(shared.codes.astype(smallest(bits)), rounded(shared.codebook, codebook))
+    return Coded(values.shape, content, kept, dtype_name(tensor))
+
+
+def rounded(codebook: Floats, kind: str) -> Floats:
+    """The numbers, float32, rounded to `kind`: one of `TABLES`. Raises `InputError` where it has no room for them."""
+    if kind not in TABLES:
+        raise InputError(explain(f"A codebook cannot be {kind!r}", next_step=f"take one of {', '.join(TABLES)}"))
+    found = torch.from_numpy(codebook.copy()).to(getattr(torch, kind)).float()
+    if not found.isfinite().all():
+        raise InputError(
+            explain(
+                f"{kind} has no room for these weights",
+                evidence=f"the largest is {float(np.abs(codebook).max()):g}",
+                next_step="take bfloat16 or float32",
+            )
+        )
+    return found.numpy()
 
 
 def _with_feedback(values: Floats, kept: Bools | None, gram: Doubles, shared: Shared) -> Shared:
@@ -88,4 +109,13 @@ def rate_of_sharing(count: int, codes: int, bits: int = 32) -> float:
     return count * bits / (count * log2(codes) + codes * bits)
 
 
-__all__ = ["rate_of_sharing", "share"]
+def storage_ratio(density: float, group: int, bits: int = 8, index_bits: int = 4) -> float:
+    """Share of the dense weights' bytes that kept ones take: `density * (1 + index_bits / (bits * group))`.
+
+    One index for each group of so many adjacent weights (Mao et al., Exploring the regularity of sparse structure,
+    2017); codes and indices of fixed width, before any entropy coder.
+    """
+    return density * (1 + index_bits / (bits * group))
+
+
+__all__ = ["rate_of_sharing", "rounded", "share", "storage_ratio"]

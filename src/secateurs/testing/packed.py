@@ -49,6 +49,12 @@ def sample_tensors() -> dict[str, Coded]:
         mask = np.zeros((2, 3000), dtype=np.bool_)
         mask[0, [3, 2900]] = mask[1, 2000] = True
         found[f"{kind}.gaps"] = _content(rng, mask.shape, mask, kind, "float32")
+    blobs = np.repeat(np.repeat(rng.random((24, 6, 6)) < 0.08, 2, axis=1), 2, axis=2).reshape(24, 144)
+    count = int(np.count_nonzero(blobs))
+    half = rng.standard_normal(7).astype(np.float16).astype(np.float32)
+    found["shared.blobs"] = Coded(blobs.shape, Shared(rng.integers(0, 7, count), half), blobs)
+    upper = np.ldexp(np.float32(1), rng.integers(-60, 60, 24)).astype(np.float32)
+    found["scaled.blobs"] = Coded(blobs.shape, Scaled(rng.integers(-3, 4, count), upper, 3), blobs)
     found["norm.num_batches_tracked"] = Coded((), Raw(np.array([7])), dtype="int64")
     return found
 

@@ -39,11 +39,23 @@ def quantise(counts: Counts, bits: int) -> Counts | None:
     return frequencies if frequencies[most] >= 1 else None
 
 
+def from_words(words: NDArray[np.uint32]) -> bytes:
+    """The words of a coder as bytes, little-endian, without the zero bytes at the end."""
+    return words.astype("<u4").tobytes().rstrip(b"\0")
+
+
+def to_words(payload: Buffer) -> NDArray[np.uint32]:
+    """The words that `from_words` wrote. Raises `ArtifactError` for bytes that it does not write."""
+    if not len(payload) or not payload[-1]:
+        raise refused(f"{len(payload):,} bytes are not the words of a coder")
+    return np.frombuffer(bytes(payload) + bytes(-len(payload) % 4), dtype="<u4").astype(np.uint32)
+
+
 @coder
 class Ans(Coder):
     """Table: size of the alphabet (varint), bits of the sum (byte), bits per frequency (byte), the frequencies packed.
 
-    Payload: 32-bit words, little-endian, as `AnsCoder` gives them.
+    Payload: 32-bit words, little-endian, as `AnsCoder` gives them, without the zero bytes at the end.
     """
 
     name, code = "ans", 2
@@ -61,14 +73,11 @@ class Ans(Coder):
         ans = constriction.stack.AnsCoder()
         for end in range(symbols.size, 0, -_BLOCK):
             ans.encode_reverse(places.astype(np.int32)[symbols[max(0, end - _BLOCK) : end]], _model(frequencies, bits))
-        return Stream(self.name, _table(frequencies, bits), ans.get_compressed().astype("<u4").tobytes())
+        return Stream(self.name, _table(frequencies, bits), from_words(ans.get_compressed()))
 
     def decode(self, table: Buffer, payload: Buffer, count: int, bound: int) -> Numbers:
         frequencies, bits = _read_table(table, bound)
-        words = np.frombuffer(payload, dtype="<u4") if len(payload) % 4 == 0 else np.zeros(1, dtype=np.uint32)
-        if not words.size or not words[-1]:
-            raise refused(f"{len(payload):,} bytes are not the words of a coder")
-        ans, known = constriction.stack.AnsCoder(words.astype(np.uint32)), _model(frequencies, bits)
+        ans, known = constriction.stack.AnsCoder(to_words(payload)), _model(frequencies, bits)
         symbols = np.flatnonzero(frequencies).astype(smallest(width_of(frequencies.size)))
         result = np.empty(count, dtype=smallest(width_of(frequencies.size)))
         for start in range(0, count, _BLOCK):
@@ -89,7 +98,7 @@ def _best(counts: Counts) -> tuple[float, int, Counts] | None:
             continue
         present = counts > 0
         coded = float((counts[present] * (bits - np.log2(frequencies[present]))).sum())
-        size = len(_table(frequencies, bits)) + 4 * np.ceil(coded / 32 + 0.5)
+        size = len(_table(frequencies, bits)) + np.ceil(coded / 8 + 1)
         if found is None or size < found[0]:
             found = (size, bits, frequencies)
     return found
@@ -119,4 +128,4 @@ def _read_table(table: Buffer, bound: int) -> tuple[Counts, int]:
     return frequencies, bits
 
 
-__all__ = ["PRECISION", "STORED", "Ans", "quantise"]
+__all__ = ["PRECISION", "STORED", "Ans", "from_words", "quantise", "to_words"]

@@ -116,13 +116,15 @@ class Index:
 class Encoding(ABC):
     """Turns a mask into fields of numbers and back, exactly.
 
-    `code` is what a file says for it, `parameters` and `fields` how many there are.
+    `code` is what a file says for it, `parameters` and `fields` how many there are, `slow` whether it is tried only
+    where bytes matter more than time.
     """
 
     name: ClassVar[str]
     code: ClassVar[int]
     parameters: ClassVar[int] = 0
     fields: ClassVar[int]
+    slow: ClassVar[bool] = False
 
     @abstractmethod
     def choices(self, mask: Mask) -> list[tuple[int, ...]]:

@@ -1,0 +1,86 @@
+"""`secateurs pack` and `unpack`: every option arrives in the file, and the file is what Python makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli import toy
+from safetensors.torch import load_file, save_file
+
+import secateurs as sec
+from secateurs.cli.app import main
+from secateurs.pack.coded import Scaled, Shared
+from secateurs.pack.container import read
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def beside_toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE)
+
+
+def packed(path: Path, *options: str) -> bytes:
+    assert main(["pack", "--model", "toy:Net", "--out", str(path), *options]) == 0
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ((), {}),
+        (("--share", "3"), {"share": 3}),
+        (("--share", "first=4, head=2", "--biases", "8"), {"share": {"first": 4, "head": 2}, "biases": 8}),
+        (("--int", "5", "--data", "toy:loader"), {"integers": 5, "data": True}),
+        (("--bytes", "2.5KB"), {"bytes": 2500}),
+    ],
+    ids=str,
+)
+def test_options_are_those_of_python(options: tuple[str, ...], same: dict[str, Any], tmp_path: Path) -> None:
+    if "data" in same:
+        same = {**same, "data": toy.loader()}
+    sec.pack(toy.Net().eval(), tmp_path / "python", **same)
+    assert packed(tmp_path / "shell", *options) == (tmp_path / "python").read_bytes()
+
+
+def test_the_codes_are_in_the_file(tmp_path: Path) -> None:
+    packed(tmp_path / "file", "--share", "2", "--biases", "6")
+    found = read(tmp_path / "file")
+    assert isinstance(found.coded("second.weight").content, Shared)
+    bias = found.coded("head.bias").content
+    assert isinstance(bias, Scaled) and bias.bits == 6
+
+
+def test_a_file_of_weights_without_any_code(tmp_path: Path) -> None:
+    save_file(toy.Net().state_dict(), tmp_path / "net.safetensors")
+    words = ["pack", "--weights", str(tmp_path / "net.safetensors"), "--out", str(tmp_path / "file"), "--share", "3"]
+    assert main(words) == 0
+    back = sec.unpack(tmp_path / "file", toy.Net)
+    assert isinstance(back, toy.Net) and len(back.second.weight.unique()) == 8
+
+
+def test_listing_reads_the_header_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A body that is damaged is still listed, and refused as soon as it is decoded."""
+    data = bytearray(packed(tmp_path / "file", "--share", "3"))
+    data[-1] ^= 1
+    (tmp_path / "file").write_bytes(data)
+    capsys.readouterr()
+    assert main(["unpack", str(tmp_path / "file"), "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["bytes"] == len(data) == sum(row["bytes"] for row in listed["rows"])
+    assert {row["name"]: row["form"] for row in listed["rows"]}["second.weight"] == "shared dense"
+    assert main(["unpack", str(tmp_path / "file")]) == 2
+    assert main(["unpack", str(tmp_path / "file"), "--list", "--out", "x"]) == 2
+
+
+def test_unpacked_tensors_are_those_of_the_file(tmp_path: Path) -> None:
+    packed(tmp_path / "file", "--int", "4")
+    out = tmp_path / "net.safetensors"
+    assert main(["unpack", str(tmp_path / "file"), "--out", str(out)]) == 0
+    state = sec.unpack(tmp_path / "file")
+    assert isinstance(state, dict)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in load_file(out).items())
