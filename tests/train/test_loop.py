@@ -107,6 +107,19 @@ def test_one_step_is_one_shot_pruning(trained: nn.Module, data):
     assert not plan.empty
 
 
+def test_a_cut_is_refitted_before_it_is_judged(trained: nn.Module, data):
+    budget = sec.Budget(params=0.3)
+    evaluate = sec.accuracy(data)
+    plain = train_prune_loop(trained, X, data, steps=budget, evaluate=evaluate, tolerance=1.0, **FREE)
+    refitted = train_prune_loop(trained, X, data, steps=budget, evaluate=evaluate, tolerance=1.0, reconstruct=2, **FREE)
+    assert plain.plan is not None
+    cut = sec.cut(trained, plain.plan, X)
+    expected = sec.reconstruct(cut, trained, plain.plan, data, batches=2, target="sum", layers="all")
+    assert same(state(refitted.model), state(expected))
+    assert not same(state(refitted.model), state(plain.model))
+    assert refitted.rounds[0].metric_cut == evaluate(expected)
+
+
 def test_all_rounds_failing_gives_the_original_back(trained: nn.Module, data):
     metrics = iter([1.0, 0.0, 0.0])
     result = train_prune_loop(

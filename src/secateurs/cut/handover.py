@@ -129,7 +129,7 @@ def inexact_units(
 ) -> dict[int, str]:
     """Of the units that `cutting` removed: those whose constant cannot be handed over to rounding, and why."""
     job = _Job(cutting, model, args, keywords, groups, alive_after(cutting.plan, groups), "interior")
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _in_double(job.wide):
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), in_double(job.wide):
         held, _ = steady_constants(groups, job.alive, job.leaves, job.inputs(), wide=job.wide)
         exact = {shift.held for shift in job.shifts(held)[0] if shift.exact}
     found: dict[int, str] = {}

@@ -20,6 +20,7 @@ from secateurs.base.errors import InputError, explain
 from secateurs.capture.program import BatchAxis
 from secateurs.couple.sites import Site
 from secateurs.score.criterion import Context
+from secateurs.score.passes import check_finite
 from secateurs.score.patches import Rows, Windows, reader
 from secateurs.score.samples import Batch
 
@@ -120,7 +121,8 @@ def sample(context: Context, positions: int, visit: Callable[[Sampled], None]) -
     for batch in context.batches():
         axes = batch.axes()
         reads = {
-            node: _Read(batch, node, mine, partial(_sampled, axes, positions), visit) for node, mine in drawing.items()
+            node: _Read(context, batch, node, mine, partial(_sampled, axes, positions), visit)
+            for node, mine in drawing.items()
         }
         with torch.no_grad():
             batch.program.run(batch.begin(), reads=reads)
@@ -131,6 +133,7 @@ class _Read:
 
     def __init__(
         self,
+        context: Context,
         batch: Batch,
         node: int,
         waiting: list[tuple[Consumer, np.random.Generator]],
@@ -139,6 +142,7 @@ class _Read:
     ) -> None:
         graph = batch.program.graph
         shapes = [value.shape for value in graph.values]
+        self.check = partial(check_finite, context, node)
         self.draw, self.visit = draw, visit
         self.seen: dict[int, Tensor] = {}
         self.waiting = [
@@ -147,6 +151,7 @@ class _Read:
         ]
 
     def __call__(self, value: int, tensor: Tensor) -> Tensor:
+        self.check(tensor)
         self.seen[value] = tensor
         later = []
         for consumer, generator, how in self.waiting:

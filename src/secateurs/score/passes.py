@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateurs.base.errors import InputError, explain
 from secateurs.score.criterion import Context, Tap
 
 Place = tuple[str, int]
@@ -43,12 +44,13 @@ def channel_means(context: Context, measure: Callable[[Tensor], Tensor]) -> dict
     """`{group name: [taps, size]}`: the mean of `measure(activations)` over samples, positions and a unit's channels.
 
     `measure` maps a tensor element by element. Sums are taken in float64 over the whole data, so that the result does
-    not depend on how it is split into batches.
+    not depend on how it is split into batches. Raises `InputError` for activations that are not finite.
     """
     sums: dict[Place, Tensor] = {}
     counts: dict[Place, Tensor] = {}
 
     def see(place: Place, tap: Tap, tensor: Tensor) -> Tensor:
+        check_finite(context, tap.nodes[0], tensor)
         channels = measure(tap.by_channel(tensor))
         size = context.groups[place[0]].size
         total = tap.per_unit(channels.sum(0, dtype=torch.float64), size)
@@ -66,3 +68,17 @@ def channel_means(context: Context, measure: Callable[[Tensor], Tensor]) -> dict
         for name, taps in context.taps.items()
         if taps
     }
+
+
+def check_finite(context: Context, node: int, tensor: Tensor) -> None:
+    """Raises `InputError` when what this node reads is not finite: counts and orders would hide it."""
+    broken = int((~torch.isfinite(tensor)).sum())
+    if broken:
+        raise InputError(
+            explain(
+                "An activation is not finite",
+                where=context.groups.graph.nodes[node].where,
+                evidence=f"{broken} of {tensor.numel()} entries that it reads are nan or infinite",
+                next_step="look for nan or infinity in the data and in the weights before that layer",
+            )
+        )

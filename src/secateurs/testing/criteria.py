@@ -199,6 +199,22 @@ class CriterionConformance:
                 refused = str(error)
             assert "needs data" in refused
 
+    def test_refuses_data_that_is_not_finite(self) -> None:
+        """Counts and orders hide a nan, so that it would decide which units go and nobody would know."""
+        if not self.needs():
+            return
+        model, groups = _build("chain")
+        for bad in (float("nan"), float("inf")):
+            data = samples(groups, (4, 4), targets=self.needs() == "loss")
+            inputs = data[1][0] if self.needs() == "loss" else data[1]
+            inputs[0, 0, 0, 0] = bad
+            refused = ""
+            try:
+                score(groups, model, type(self).criterion, data=data, loss=half_squared_error, options=self.options)
+            except InputError as error:
+                refused = str(error)
+            assert refused, f"{bad} in the data went unnoticed"
+
     def test_follows_a_unit_that_moves(self) -> None:
         """The network with two units exchanged, with all that they own, is the same network: so are their scores."""
         if not self.looks_at_model:

@@ -26,6 +26,7 @@ from secateurs.cut import cut_detailed
 from secateurs.score import score
 from secateurs.train.config import FineTune
 from secateurs.train.recalibrate import recalibrate as refresh
+from secateurs.train.reconstruct import reconstruct as refit
 from secateurs.train.stages import Evaluate, Stages
 
 JOURNAL = "loop.jsonl"
@@ -108,6 +109,7 @@ def train_prune_loop(
     exclude: Sequence[str | type] = (),
     unit: str = "heads",
     elementwise: str = "couple",
+    reconstruct: int = 0,
     recalibrate: int = 0,
     folder: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -119,8 +121,9 @@ def train_prune_loop(
     for every budget in `steps` (what may remain of the *original*; thresholds rise, fractions fall; one step is
     one-shot pruning): score with `criterion` (`options`, `loss`, `batches`, `normalizer`, `equalization` as in `score`;
     `data` gives its batches), choose (`search`, `granularity`, `min_channels`, `floor` as in `choose`), cut and prove,
-    refresh batch norms on `recalibrate` batches (0 for none), `evaluate` (model -> float, higher is better), `retrain`
-    (None for none) and evaluate again. A round is accepted if the metric is at least the original's minus `tolerance`
+    refit what lost inputs by least squares on `reconstruct` batches (0 for none; see there), refresh batch norms on
+    `recalibrate` batches (0 for none), `evaluate` (model -> float, higher is better), `retrain` (None for none) and
+    evaluate again. A round is accepted if the metric is at least the original's minus `tolerance`
     (with `reference="penalised"`, that of the model trained with the penalty, which is fairer where the original has
     seen the validation data and forgets some of it); the next one starts from there. Else it is rolled back, and the
     loop ends with the last accepted model; with `rollbacks` above 0, that many times it first tries halfway between the
@@ -141,8 +144,9 @@ def train_prune_loop(
         JOURNAL,
         steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
         equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
-        exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, recalibrate=recalibrate,
-        batches=batches, seed=seed, tolerance=tolerance, reference=reference, rollbacks=rollbacks,
+        exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, reconstruct=reconstruct,
+        recalibrate=recalibrate, batches=batches, seed=seed, tolerance=tolerance, reference=reference,
+        rollbacks=rollbacks,
         retrain=None if retrain is None else retrain.identity(),
         penalise=None if penalise is None else penalise.identity(),
     )  # fmt: skip
@@ -186,6 +190,8 @@ def train_prune_loop(
                 on_round(row)
             continue
         small = cut_detailed(current, made, args, keywords).model
+        if reconstruct:
+            small = refit(small, current, made, data, batches=reconstruct, target="sum", layers="all", seed=seed)
         if recalibrate:
             small = refresh(small, data, batches=recalibrate, seed=seed)
         after_cut = loop.metric(f"{place}/cut", small)

@@ -87,11 +87,12 @@ def pick(graph: Graph, names: Sequence[str]) -> tuple[Layer, ...]:
     known = {layer.name: layer for layer in layers(graph)}
     for name in names:
         if name not in known:
+            shown = ", ".join([*list(known)[:6], *["..."] * (len(known) > 6)])
             close = nearest(name, known)
             raise UnknownNameError(
                 explain(
                     f"There is no layer named {name!r}",
-                    evidence=f"{len(known)} convolutions and linear layers: {', '.join(list(known)[:6])}, ...",
+                    evidence=f"{len(known)} convolutions and linear layers: {shown}",
                     next_step=f"did you mean {' or '.join(map(repr, close))}?" if close else "",
                 )
             )

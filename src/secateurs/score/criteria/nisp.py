@@ -16,6 +16,7 @@ from secateurs.couple.group import ChannelGroup
 from secateurs.couple.rules.registry import base_name
 from secateurs.score.criterion import Context, Tap, criterion
 from secateurs.score.inf_fs import inf_fs
+from secateurs.score.passes import check_finite
 from secateurs.score.patches import CONVOLUTIONS, reader
 from secateurs.score.surrogate import run_node
 
@@ -134,6 +135,7 @@ def _responses(context: Context, finals: Sequence[Tap]) -> dict[int, Tensor]:
                 for number in [number for number in left if finals[number].value == value]:
                     left.discard(number)
                     tap, axis = finals[number], axes.get(value)
+                    check_finite(context, node, tensor)
                     seen = tap.by_channel(tensor).unsqueeze(1) if axis is None else tap.by_sample(tensor, axis)
                     found[number].append(seen.double().mean(1).cpu())
                 return tensor
