@@ -3,6 +3,10 @@
 Every network goes through capture, couple, plan and cut, and is compared with the oracles of
 `secateurs.testing.chain`. Writes `benchmarks/results/fuzz.json` (counts by operator, failures with their shrunk
 programs, environment) and exits 1 if anything failed. A run that is stopped and started again goes on where it was.
+
+The networks run in a process of their own. Where PyTorch itself dies of one (2.13 does in the backward pass of a group
+norm over a map of height 1 that lies channels last), the network alone, without Secateurs, is run in another one: if
+that dies too, the network is counted as one that crashes PyTorch, and if not, as a failure.
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateurs.testing.chain import ChainReport, check_chain, random_kept
+from secateurs.testing.chain import ChainReport, backward, check_chain, random_kept
 from secateurs.testing.networks import Program, random_program
 from secateurs.testing.shrinking import shrink
 
@@ -43,6 +50,58 @@ def error_of(program: Program, seed: int) -> str | None:
     return None
 
 
+def facts_of(number_seed: int, size: int) -> dict[str, Any]:
+    """What one network adds to the tally, as plain data: `counts` and `operators`, or `error`."""
+    program = random_program(number_seed, size=size)
+    try:
+        report = run_one(program, number_seed)
+    except Exception as error:  # noqa: BLE001
+        return {"error": f"{type(error).__name__}: {str(error)[:600]}"}
+    free = report.groups.free
+    counts = {
+        "proven": 1,
+        f"form {report.form}": 1,
+        "units removed": report.removed_units,
+        "cut by at least one unit": int(report.removed_units > 0),
+        "outputs compared with the masked original": int(report.compared),
+        "free groups": len(free),
+        "frozen groups": len(report.groups.frozen),
+        "networks with a normalisation or reduction over removed channels": int(any(not g.exact for g in free)),
+    }
+    return {"counts": counts, "operators": sorted({node.op.split(".")[1] for node in report.graph.nodes})}
+
+
+def alone(number_seed: int, size: int) -> None:
+    """The network by itself, forward and backward in both modes, without any of our code around it."""
+    for training in (False, True):
+        model, example_inputs = random_program(number_seed, size=size).build()
+        try:
+            backward(model.train(training), example_inputs)
+        except (RuntimeError, ValueError):
+            continue
+
+
+class Apart:
+    """Runs functions in a child process, one at a time; `None` where the child died of one."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> tuple[Any] | None:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            return (self._pool.submit(function, *args).result(),)
+        except BrokenProcessPool:
+            self.close()
+            return None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
 def kind(error: str) -> str:
     """Two failures are taken for one if their type and the words before any number agree."""
     return "".join(c for c in error[:120] if not c.isdigit())
@@ -62,18 +121,9 @@ class Tally:
         self.failures: list[dict[str, Any]] = []
         self.seconds = 0.0
 
-    def add(self, program: Program, report: ChainReport) -> None:
-        self.counts["proven"] += 1
-        self.counts[f"form {report.form}"] += 1
-        self.counts["units removed"] += report.removed_units
-        self.counts["cut by at least one unit"] += report.removed_units > 0
-        self.counts["outputs compared with the masked original"] += report.compared
-        self.counts["free groups"] += len(report.groups.free)
-        self.counts["frozen groups"] += len(report.groups.frozen)
-        self.counts["networks with a normalisation or reduction over removed channels"] += any(
-            not group.exact for group in report.groups.free
-        )
-        self.operators.update({name.split(".")[1] for name in (node.op for node in report.graph.nodes)})
+    def add(self, facts: dict[str, Any]) -> None:
+        self.counts.update(facts["counts"])
+        self.operators.update(facts["operators"])
 
     def as_json(self, seed: int, done: int) -> dict[str, Any]:
         return {
@@ -120,26 +170,32 @@ def fuzz(count: int, seed: int, size: int, path: Path, say: Callable[[str], None
     part = path.with_suffix(".running.json")
     tally, done = Tally.resumed(part, seed)
     seen = {kind(failure["error"]) for failure in tally.failures}
+    apart = Apart()
     for number in range(done, count):
         start = time.perf_counter()
         own_seed = seed * 1_000_003 + number
-        program = random_program(own_seed, size=size)
-        try:
-            tally.add(program, run_one(program, own_seed))
-        except Exception as error:  # noqa: BLE001
-            text = f"{type(error).__name__}: {str(error)[:600]}"
+        found = apart(facts_of, own_seed, size)
+        if found is None and apart(alone, own_seed, size) is None:
+            tally.counts["crash PyTorch without Secateurs"] += 1
+            say(f"{number}: crashes PyTorch without Secateurs\n   {random_program(own_seed, size=size)!r}")
+        elif found is None or "error" in found[0]:
+            text = "the process died" if found is None else found[0]["error"]
+            program = random_program(own_seed, size=size)
             tally.counts["failed"] += 1
-            if kind(text) not in seen:
+            if found is not None and kind(text) not in seen:
                 seen.add(kind(text))
                 program = shrink(program, partial(same_failure, seed=own_seed, wanted=text), attempts=150)
                 text = error_of(program, own_seed) or text
                 seen.add(kind(text))
             tally.failures.append({"number": number, "seed": own_seed, "error": text, "program": repr(program)})
             say(f"{number}: {text}\n   {program!r}  seed {own_seed}")
+        else:
+            tally.add(found[0])
         tally.seconds += time.perf_counter() - start
         if (number + 1) % 100 == 0 or number + 1 == count:
             write(part, tally.as_json(seed, number + 1))
             say(f"{number + 1} of {count} networks, {len(tally.failures)} failures, {tally.seconds:.0f} s")
+    apart.close()
     write(path, tally.as_json(seed, max(done, count)))
     part.unlink(missing_ok=True)
     return len(tally.failures)
