@@ -103,9 +103,21 @@ def order(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def reference_ratios(rows: Iterable[Row]) -> dict[str, float]:
+    """By density: references with zeros by row, rows merged, by those with single zeros at the same density."""
+    known = {(row["pattern"], row["asked"]): row["references"] for row in rows if "references" in row}
+    pairs = [(density, known["weight", density]["fine"]) for pattern, density in known if pattern == "weight"]
+    return {
+        f"{density:g}": known["vector", density]["merged"] / fine
+        for density, fine in pairs
+        if ("vector", density) in known
+    }
+
+
 def summary(rows: list[Row]) -> dict[str, Any]:
     return {
         "order": order(rows),
+        "references": reference_ratios(rows),
         "storage": {
             network: {
                 f"{drop:g}": {
@@ -158,7 +170,7 @@ def figure(data: Mapping[str, Any]) -> Any:
     colours = dict(zip(PATTERNS, COLOURS, strict=True))
     for row, name in enumerate(names, 1):
         for column, across in enumerate(("density", "storage"), 1):
-            for pattern, line in data[name].items():
+            for pattern, line in ((pattern, data[name][pattern]) for pattern in PATTERNS if pattern in data[name]):
                 drawn.add_trace(
                     plotly().Scatter(
                         x=line[across], y=line["accuracy"], mode="lines+markers",
@@ -219,6 +231,9 @@ def main() -> int:
     Console(width=120).print(*tables(rows))
     for name, item in order(rows).items():
         print(name, "in the paper's order" if item["falls"] else "NOT in the paper's order", item["accuracy"])
+    print(
+        "references, vector by weight:", {density: round(ratio, 3) for density, ratio in reference_ratios(rows).items()}
+    )
     if rows:
         page = arguments.work / "granularity.html"
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,15 @@ def test_the_order_is_judged_by_the_mean_over_seeds() -> None:
     assert not found["falls"]
 
 
+def test_references_are_compared_at_equal_density() -> None:
+    rows = [
+        {**row("weight", 0.5, 0.9), "references": {"fine": 100, "merged": 60}},
+        {**row("vector", 0.5, 0.8), "references": {"fine": 101, "merged": 48}},
+        {**row("weight", 0.3, 0.7), "references": {"fine": 10, "merged": 6}},
+    ]
+    assert granularity.reference_ratios([*rows, row("vector", 0.3, 0.5)]) == {"0.5": 0.48}
+
+
 def test_tables_and_figure_hold_the_rows() -> None:
     pytest.importorskip("plotly")
     rows = [row("weight", 0.4, 0.99), row("weight", 0.2, 0.95), row("filter", 0.2, 0.9)]
