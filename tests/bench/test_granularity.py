@@ -38,6 +38,15 @@ def test_storage_at_equal_accuracy_lies_between_two_cells() -> None:
     assert granularity.storage_at(rows, "lenet5", "vector", 0.02) is None
 
 
+def test_the_baseline_is_the_whole_network_treated_alike() -> None:
+    rows = [row("weight", 0.4, 0.95), row("weight", 0.2, 0.85)]
+    assert granularity.baseline(rows, "lenet5") == 0.99
+    rows.append(row("weight", 1.0, 0.96))
+    assert granularity.baseline(rows, "lenet5") == 0.96
+    density, _ = granularity.storage_at(rows, "lenet5", "weight", 0.06)  # type: ignore[misc]
+    assert density == pytest.approx(0.3)
+
+
 def test_the_order_is_judged_by_the_mean_over_seeds() -> None:
     falling = {"weight": 0.97, "vector": 0.95, "kernel": 0.94, "filter": 0.9}
     rows = [row(pattern, 0.2, accuracy, seed) for seed in (0, 1) for pattern, accuracy in falling.items()]
@@ -47,6 +56,15 @@ def test_the_order_is_judged_by_the_mean_over_seeds() -> None:
     (found,) = granularity.order(rows).values()
     assert found["accuracy"]["kernel"] == pytest.approx((0.94 + 0.94 + 0.99) / 3)
     assert not found["falls"]
+
+
+def test_references_are_compared_at_equal_density() -> None:
+    rows = [
+        {**row("weight", 0.5, 0.9), "references": {"fine": 100, "merged": 60}},
+        {**row("vector", 0.5, 0.8), "references": {"fine": 101, "merged": 48}},
+        {**row("weight", 0.3, 0.7), "references": {"fine": 10, "merged": 6}},
+    ]
+    assert granularity.reference_ratios([*rows, row("vector", 0.3, 0.5)]) == {"0.5": 0.48}
 
 
 def test_tables_and_figure_hold_the_rows() -> None:
