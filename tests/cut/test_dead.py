@@ -202,8 +202,30 @@ def test_batch_norm_and_depthwise() -> None:
         model[6].weight[:, 5] = 0.0
         model[8].weight[2] = 0.0
     result = removed(model, IMAGE)
-    assert result.plan.removed["0.weight"][0] == (1, 5)  # 0 and 2 are zero in one of two places
+    assert result.plan.removed["0.weight"][0] == (1, 2, 3, 5)  # 0 puts a constant through a filter that is not zero
     assert result.plan.removed["6.weight"][0] == (2,)
+
+
+def test_what_is_written_in_place_counts() -> None:
+    """A channel that a zero filter produces, and another layer adds to in place."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.other, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            y.add_(self.other(x))
+            return self.head(y)  # type: ignore[no-any-return]
+
+    model = Net().double()
+    with torch.no_grad():
+        model.one.weight[:3] = 0.0
+        model.other.weight[2:4] = 0.0
+    result = removed(model, torch.randn(3, 4).double())
+    assert result.plan.removed["one.weight"][0] == (2,)
 
 
 def test_a_norm_over_the_channels_keeps_them() -> None:

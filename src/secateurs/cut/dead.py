@@ -5,7 +5,7 @@ Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import PlanError, UnknownNameError, explain, nearest
+from secateurs.capture.fold import writes
 from secateurs.capture.graph import Graph, Node
 from secateurs.capture.program import follows_inputs
 from secateurs.capture.trace import capture, check_inputs
@@ -67,11 +68,11 @@ def remove_dead(
 ) -> DeadRemoval:
     """A copy of `model` without the units that its zero weights have cut off; it answers as before, to rounding.
 
-    A unit (neuron, filter, head, or all channels that are coupled, as in a residual stage) is dead when all weights
-    that produce it are zero, or all weights that read it. Removing one may kill neighbours, so this goes on until none
-    is left. A unit without inputs still puts out a constant, phi(b), which its consumers take over into their biases;
-    where they cannot do so exactly (a constant other than 0 in front of zero padding), it stays and `left` says so.
-    With `bias="drop"` the constant counts as 0 and is lost. One unit of every group stays.
+    A unit (neuron, filter, head, or all channels that are coupled, as in a residual stage) is dead when it reaches its
+    readers through zero weights only, or all weights that read it are zero. Removing one may kill neighbours, so this
+    goes on until none is left. A unit without inputs still puts out a constant, phi(b), which its consumers take over
+    into their biases; where they cannot do so exactly (a constant other than 0 in front of zero padding), it stays and
+    `left` says so. With `bias="drop"` the constant counts as 0 and is lost. One unit of every group stays.
 
     Units of groups over which a norm takes statistics stay too. `exclude` and `unit` are those of `couple`. Made for
     eval mode: the proof compares outputs of `model` and the result in float64, on the example inputs and on others.
@@ -209,11 +210,11 @@ class _Wires:
 
     def __init__(self, groups: Groups, model: nn.Module) -> None:
         self.groups, self.graph = groups, groups.graph
-        moving = follows_inputs(self.graph)
+        self.moving = follows_inputs(self.graph)
         leaves = {**_tensors(model), **self.graph.constants}
         with torch.no_grad():
-            fixed = fixed_run(self.graph, leaves.__getitem__, moving, wide=False)
-            self.layers = [found for node in self.graph.nodes if (found := self._wiring(node, moving, fixed.read))]
+            fixed = fixed_run(self.graph, leaves.__getitem__, self.moving, wide=False)
+            self.layers = [found for node in self.graph.nodes if (found := self._wiring(node, fixed.read))]
 
     def unread(self) -> Bools:
         """Units that only zeros read, those included that only such units read."""
@@ -243,28 +244,67 @@ class _Wires:
             dead = now
 
     def silent(self) -> Bools:
-        """Units all of whose producing weights are zero."""
+        """Units that reach every reader through zero weights only: what is read of them depends on no input."""
         groups = self.groups
-        born = np.zeros(groups.units, dtype=np.bool_)
-        fed = np.zeros(groups.units, dtype=np.bool_)
+        free = ~self._from_elsewhere()
+        carried = self._depending()
+        read = np.zeros(groups.units, dtype=np.bool_)
+        for name, sites in consumption_sites(groups).items():
+            for site in sites:
+                units = site.units[site.units >= 0] + groups.offsets[name]
+                read[units] = True
+                free[units] &= ~carried[site.value][units] if site.value in carried else False
+        return free & read
+
+    def _depending(self) -> dict[int, Bools]:
+        """By value that depends on the inputs: the units on its axes that do."""
+        layers = {layer.node: layer for layer in self.layers}
+        found: dict[int, Bools] = {}
+        for node in self.graph.nodes:
+            given = [found[value] for value in node.inputs if value in found]
+            carriers = [self._units(value) for value in node.inputs if value in found]
+            for out in node.outputs:
+                if out is None or out not in self.moving:
+                    continue
+                mine = self._units(out)
+                depends = np.logical_or.reduce(given) & mine if given else np.zeros_like(mine)
+                depends |= mine & ~np.logical_or.reduce(carriers) if carriers else mine
+                if node.index in layers:
+                    outs, connected = layers[node.index].outs, layers[node.index].connected.any(1).numpy()
+                    depends[outs[outs >= 0]] = False
+                    depends[outs[(outs >= 0) & connected]] = True
+                found[out] = depends
+            for value in writes(node) if given else ():
+                memory = self.graph.values[value].storage
+                for alias in [item for item in found if self.graph.values[item].storage == memory]:
+                    found[alias] = found[alias] | (np.logical_or.reduce(given) & self._units(alias))
+        return found
+
+    def _units(self, value: int) -> Bools:
+        """Which units have an index on some axis of the value."""
+        mine = np.zeros(self.groups.units, dtype=np.bool_)
+        for dim in range(len(self.graph.values[value].shape)):
+            units = self.groups.axes.get((value, dim))
+            if units is not None:
+                mine[units[units >= 0]] = True
+        return mine
+
+    def _from_elsewhere(self) -> Bools:
+        """Units that are owned by a matrix or table which is not the weight of a layer, as of an LSTM."""
         axes = {(layer.node, layer.weight): layer.axes for layer in self.layers}
-        for layer in self.layers:
-            mine = layer.outs >= 0
-            born[layer.outs[mine]] = True
-            fed[layer.outs[mine & layer.connected.any(1).numpy()]] = True
+        found = np.zeros(self.groups.units, dtype=np.bool_)
         for leaf in self.graph.leaves:
             if torch.Size(leaf.shape).numel() == max(leaf.shape, default=1):
                 continue  # a vector: biases and scales
             readers = [node.index for node in self.graph.nodes if leaf.value in node.inputs]
             for dim in range(len(leaf.shape)):
-                units = groups.axes.get((leaf.value, dim))
-                seen = all(dim in axes.get((reader, leaf.value), ()) for reader in readers)
-                if units is not None and not seen:
-                    fed[units[units >= 0]] = True
-        return born & ~fed
+                units = self.groups.axes.get((leaf.value, dim))
+                if units is not None and not all(dim in axes.get((reader, leaf.value), ()) for reader in readers):
+                    found[units[units >= 0]] = True
+        return found
 
-    def _wiring(self, node: Node, moving: frozenset[int], read: Any) -> _Wiring | None:
-        operand = weighted_operand(node, moving)
+    def _wiring(self, node: Node, read: Callable[[int], Tensor]) -> _Wiring | None:
+        operand = weighted_operand(node, self.moving)
         if operand is None or node.outputs[0] is None:
             return None
         given = arguments(node)
@@ -272,7 +312,7 @@ class _Wires:
         axes = _weight_axes(node, len(self.graph.values[value].shape))
         if axes is None:
             return None
-        weight: Tensor = read(value).detach().cpu()
+        weight = read(value).detach().cpu()
         out, into = axes
         others = [dim for dim in range(weight.dim()) if dim not in axes]
         connected = (weight != 0).permute(out, into, *others).reshape(weight.shape[out], weight.shape[into], -1).any(2)

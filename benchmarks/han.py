@@ -1,0 +1,161 @@
+"""Han's curves: accuracy against the share of weights that are pruned, LeNet-300-100 on MNIST.
+
+    python -m benchmarks.han --data ../shared/data                    # seeds 0, 1, 2; finished ones are kept
+    python -m benchmarks.han --figure out/han.html                    # draws what is stored
+
+Five curves, as in Han, Pool, Tran, Dally 2015 (1506.02626): a network trained with L1 or with L2, pruned once, with and
+without retraining (by the same penalty, at a tenth of the learning rate), and, for L2, pruned and retrained
+step by step along the same shares, each step with the retraining of one point. The smallest weights of all layers
+together go; biases stay. Accuracies are those on the 10,000 test images; the shares are fixed beforehand, so nothing is
+chosen on them. Training images are the first 55,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+import secateurs as sec
+from benchmarks import lenet
+from secateurs.base.files import write_text
+from secateurs.device.environment import Environment
+from secateurs.report.figures.theme import BLUE, GREY, INK, ORANGE, finish, plotly
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "results" / "han.json"
+SETTINGS: dict[str, Any] = {
+    "network": "LeNet-300-100", "batch": 100, "sparsity": 0.98, "rounds": 6, "scope": "global",
+    "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2, "schedule": "cosine"},
+    "retrain": {"lr": 0.01, "momentum": 0.9, "epochs": 1, "batches": 250, "schedule": "cosine"},
+    "L1": 1e-5, "L2": 5e-4,
+}  # fmt: skip
+"""Round r of the steps ends at `1 - (1 - sparsity)^(r / rounds)`: these are the shares of all curves."""
+
+CURVES = {
+    "L2, step by step": (INK, "solid"), "L2, retrained": (BLUE, "solid"), "L1, retrained": (ORANGE, "solid"),
+    "L1, not retrained": (ORANGE, "dot"), "L2, not retrained": (BLUE, "dot"),
+}  # fmt: skip
+
+
+def shares() -> list[float]:
+    """The shares of weights that go."""
+    rounds = SETTINGS["rounds"]
+    return [1 - (1 - SETTINGS["sparsity"]) ** (number / rounds) for number in range(1, rounds + 1)]
+
+
+def curves(data: Path, work: Path, seed: int) -> dict[str, Any]:
+    """Test accuracies of one seed: of the dense networks, and of each curve at each share."""
+    training, _, test = lenet.splits(data / "mnist")
+    batches, evaluate = lenet.Batches(*training, SETTINGS["batch"]), sec.accuracy(lenet.in_order(*test))
+    found: dict[str, Any] = {"seed": seed, "dense": {}, "curves": {}}
+    for kind in ("L1", "L2"):
+        folder = work / f"seed-{seed}-{kind}"
+        dense = sec.finetune(lenet.lenet_300_100(seed), batches, config("train", kind, seed), folder=folder / "dense")
+        found["dense"][kind] = evaluate(dense.model)
+        common = {"evaluate": evaluate, "retrain": config("retrain", kind, seed), "scope": SETTINGS["scope"]}
+        before, after = [], []
+        for share in shares():
+            once = sec.iterative_prune(
+                dense.model, batches, sparsity=share, rounds=1, folder=folder / f"{share:.4f}", **common
+            )
+            before.append(once.rounds[0].metric_pruned)
+            after.append(once.rounds[0].metric)
+            print(f"seed {seed}, {kind}, {share:.1%}: {before[-1]:.4f}, retrained {after[-1]:.4f}", flush=True)
+        found["curves"] |= {f"{kind}, not retrained": before, f"{kind}, retrained": after}
+    steps = sec.iterative_prune(
+        dense.model, batches, sparsity=SETTINGS["sparsity"], rounds=SETTINGS["rounds"], folder=folder / "steps",
+        on_round=lambda row: print(f"seed {seed}, step by step: {row}", flush=True), **common,
+    )  # fmt: skip
+    found["curves"]["L2, step by step"] = [row.metric for row in steps.rounds]
+    return found
+
+
+def config(phase: str, kind: str, seed: int) -> sec.FineTune:
+    """What the settings say of a phase, with one of the two penalties."""
+    penalty = {"penalty": sec.Penalty(kind="l1", strength=SETTINGS["L1"])} if kind == "L1" else {}
+    decay = {"weight_decay": SETTINGS["L2"]} if kind == "L2" else {}
+    return sec.FineTune(**SETTINGS[phase], **penalty, **decay, seed=seed, checkpoint_epochs=100, progress=False)
+
+
+def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, and what the method says should be seen."""
+    means = {
+        name: [round(mean(seed["curves"][name][point] for seed in seeds), 5) for point in range(len(shares()))]
+        for name in CURVES
+    }
+    spread = {
+        name: [
+            round(stdev(seed["curves"][name][point] for seed in seeds), 5) if len(seeds) > 1 else None
+            for point in range(len(shares()))
+        ]
+        for name in CURVES
+    }
+    dense = {kind: round(mean(seed["dense"][kind] for seed in seeds), 5) for kind in ("L1", "L2")}
+
+    def total(name: str) -> float:
+        return sum(means[name])
+
+    return {
+        "seeds": len(seeds), "pruned": [round(share, 4) for share in shares()], "dense": dense, "mean": means,
+        "standard_deviation": spread,
+        "seen": {
+            "without retraining L1 is above L2": total("L1, not retrained") > total("L2, not retrained"),
+            "retrained, L2 is above L1": total("L2, retrained") > total("L1, retrained"),
+            "step by step is the top curve": max(means, key=total) == "L2, step by step",
+        },
+    }  # fmt: skip
+
+
+def figure(found: dict[str, Any]) -> Any:
+    """A Plotly figure of `summary`: points of accuracy lost against the share of weights pruned."""
+    go = plotly()
+    drawn = go.Figure()
+    for name, (colour, dash) in CURVES.items():
+        lost = [100 * (value - found["dense"][name[:2]]) for value in found["mean"][name]]
+        drawn.add_scatter(
+            x=found["pruned"], y=lost, mode="lines+markers", name=name, line={"color": colour, "dash": dash},
+            marker={"size": 8}, hovertemplate="%{x:.1%} pruned: %{y:.2f} points<extra>" + name + "</extra>",
+        )  # fmt: skip
+    drawn.add_hline(y=0, line={"color": GREY, "width": 1})
+    drawn.update_xaxes(title="weights pruned", tickformat=".0%", range=[0.45, 1.0])
+    drawn.update_yaxes(title="accuracy against the dense network, points", range=[-6, 0.6])
+    title = f"LeNet-300-100 on MNIST, mean of {found['seeds']} seed" + ("s" if found["seeds"] > 1 else "")
+    drawn.update_layout(title=title)
+    return finish(drawn, 560, legend=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.han", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with mnist/")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "han", help="where killed seeds are resumed")
+    parser.add_argument("--figure", type=Path, help="only draw what is stored, into this HTML file")
+    arguments = parser.parse_args()
+    stored = json.loads(OUT.read_text()) if OUT.exists() else {}
+    seeds = stored.get("by_seed", []) if stored.get("settings") == SETTINGS else []
+    if arguments.figure is not None:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.figure, figure(stored["summary"]).to_html())
+        return 0
+    if not (arguments.data / "mnist").is_dir():
+        print(f"There is no MNIST at {arguments.data}: give the folder with --data.")
+        return 2
+    torch.set_num_threads(1)
+    for seed in arguments.seeds:
+        if not any(done["seed"] == seed for done in seeds):
+            seeds = [*seeds, curves(arguments.data, arguments.work, seed)]
+            environment = asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread"))
+            found = {"settings": SETTINGS, "summary": summary(seeds), "by_seed": seeds, "environment": environment}
+            write_text(OUT, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(summary(seeds), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
