@@ -3,7 +3,8 @@
 Every file of `secateurs.testing.hostile` is read to the end. It must be refused, or hold what was written (or, where
 the checksums were made to fit, what was forged); nothing may crash, hang or take memory that it did not declare. Writes
 `benchmarks/results/hostile.json` (outcomes by kind of damage, failures by number, slowest file, peak memory,
-environment) and exits 1 if anything failed. A run that is stopped and started again goes on where it was.
+environment) and exits 1 if anything failed. A run that is stopped and started again goes on where it was, and one that
+has ended goes on to a larger count.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ STEP = 10_000
 
 
 def start(path: Path, seed: int) -> dict[str, Any]:
-    """The tally of an unfinished run with this seed, or an empty one."""
+    """The tally of an earlier run with this seed, or an empty one."""
     empty: dict[str, Any] = {
         "seed": seed, "files": 0, "failures": [], "outcomes": {}, "seconds": 0.0, "slowest_cpu_ms": 0.0, "peak_mib": 0,
     }  # fmt: skip
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     part = options.out.with_suffix(".running.json")
-    tally = start(part, options.seed)
+    tally = start(part if part.exists() else options.out, options.seed)
     while tally["files"] < options.count:
         run(tally, min(STEP, options.count - tally["files"]))
         write_text(part, json.dumps(tally, indent=1) + "\n")

@@ -161,3 +161,20 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(sec.UnknownNameError, match="named 'cnov'"):
         sec.pack(model, path, integers={"cnov": 4})
     assert not path.exists()
+
+
+def test_a_file_is_opened_without_decoding_it(tmp_path: Path) -> None:
+    sec.pack(sec.quantise_weights(sparse(), 5), tmp_path / "file")
+    packed = sec.read_packed(tmp_path / "file")
+    assert isinstance(packed, sec.Packed) and not packed._decoded
+    assert sec.ledger(packed).bytes == (tmp_path / "file").stat().st_size and not packed._decoded
+    assert packed["4.weight"] is packed["4.weight"] and packed.decoded("4.weight") is not packed["4.weight"]
+    assert len(packed._decoded) == 1
+
+
+def test_quantised_says_what_it_did() -> None:
+    found = sec.quantise_weights(sparse(), {"0": 4, "*": 6})
+    assert found.bits == {"0.weight": 4, "4.weight": 6, "8.weight": 6}
+    assert str(found).splitlines()[0].split() == ["0.weight", "scaled", "4", "bits", "72", "of", "144", "kept"]
+    assert sec.list("starts") == ["cube_root", "density", "linear", "optimal", "random"]
+    assert sec.list("scales") == ["max", "mse"]

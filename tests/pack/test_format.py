@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack import format_reader
 
-from secateurs.pack.coded import Coded
+from secateurs.pack.coded import Coded, Shared
 from secateurs.pack.container import MAGIC, read, to_bytes
 from secateurs.pack.dtypes import DTYPES, TABLES
 from secateurs.pack.entropy import CODERS
@@ -58,6 +58,21 @@ def test_a_file_of_many_with_texts_and_ties() -> None:
 @settings(max_examples=60)
 def test_random_tensors(tensors: list[Coded]) -> None:
     agree(to_bytes({f"layer{place}.weight": tensor for place, tensor in enumerate(tensors)}))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_contexts_in_both_directions(turned: bool) -> None:
+    """Runs of kept entries, and the same again twenty steps on."""
+    rng = np.random.default_rng(0)
+    runs = np.repeat(rng.random((10, 30)) < 0.1, 2, axis=0)
+    kept = np.concatenate([runs, runs ^ (rng.random(runs.shape) < 0.01)])
+    kept = kept if turned else np.ascontiguousarray(kept.T)
+    count = int(np.count_nonzero(kept))
+    tensor = Coded(kept.shape, Shared(rng.integers(0, 4, count), np.arange(4, dtype=np.float32)), kept)
+    data = to_bytes({"w": tensor})
+    form, _ = read(data).record("w").parameters
+    assert (form % 2 == 1, form // 2) == (turned, 20)
+    agree(data)
 
 
 def test_every_coder_encoding_and_content_is_among_the_samples() -> None:

@@ -20,11 +20,13 @@ OPS_NOTE = (
 def list_names(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help="criteria, devices, searches, patterns or ops; all if left out."),
+        typer.Argument(
+            metavar="KIND", help="criteria, devices, searches, patterns, starts, scales or ops; all if left out."
+        ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Print the names of criteria, devices, searches, patterns and operators."""
+    """Print the names of criteria, devices, searches, patterns, operators, and of ways to quantise."""
     found = {item: names(item) for item in ([kind] if kind else KINDS)}
     if json:
         show_json(found)

@@ -53,6 +53,9 @@ def pack(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    batches: Annotated[
+        int, typer.Option(help="Batches of --data that are used; 0 for all.", rich_help_panel=PANEL)
+    ] = 16,
     biases: Annotated[
         int | None,
         typer.Option(metavar="BITS", help="Biases of layers as integers, such as 8.", rich_help_panel=PANEL),
@@ -76,6 +79,7 @@ def pack(
             integers=None if integers is None else parse_bits(integers, "--int"),
             bytes=None if size is None else int(BYTES.parse(size)),
             data=loader(data),
+            batches=batches,
             biases=biases,
             gzip=gzip,
             seed=seed,

@@ -35,6 +35,7 @@ def pack(
     integers: Bits | None = None,
     bytes: int | None = None,
     data: Iterable[Any] | None = None,
+    batches: int = 16,
     biases: int | None = None,
     coded: Mapping[str, Coded] | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -46,9 +47,9 @@ def pack(
 
     `model` may be what `share_weights`, `quantise_weights` and `mixed_bits` give: then their codes are stored. Or one
     of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`),
-    `bytes` the size that the file may have. `data`, batches `(inputs, target)`, makes them err where it matters least.
-    `biases`: bits of integers for the biases of layers. Without any of these nothing is quantised: what `unpack` gives
-    is what was packed, bit for bit (-0.0 becomes +0.0).
+    `bytes` the size that the file may have. `data`, batches `(inputs, target)`, of which the first `batches` are used
+    (0 for all), makes them err where it matters least. `biases`: bits of integers for the biases of layers. Without any
+    of these nothing is quantised: what `unpack` gives is what was packed, bit for bit (-0.0 becomes +0.0).
 
     Zeros are left out where that is smaller. A model in graph form brings its program along. `gzip` adds what gzip
     makes of the float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were
@@ -61,7 +62,7 @@ def pack(
     asked = {"share": share, "integers": integers, "bytes": bytes}
     if own and any(value is not None for value in asked.values()):
         raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
-    found = _quantised(subject, **asked, data=data, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
+    found = _quantised(subject, **asked, data=data, batches=batches, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
     whole = contents(subject, {**own, **found, **(coded or {})}, biases)
     write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
@@ -104,7 +105,7 @@ def unpack(
 
 def _quantised(
     model: nn.Module | State, *, share: Bits | None, integers: Bits | None, bytes: int | None,
-    data: Iterable[Any] | None, biases: int | None, metadata: Mapping[str, Any] | None, seed: int,
+    data: Iterable[Any] | None, batches: int, biases: int | None, metadata: Mapping[str, Any] | None, seed: int,
 ) -> Mapping[str, Coded]:  # fmt: skip
     """The codes that one of three ways gives; none when none is asked for."""
     asked = [name for name, value in (("share", share), ("integers", integers), ("bytes", bytes)) if value is not None]
@@ -118,11 +119,14 @@ def _quantised(
         )
     subject = model if isinstance(model, nn.Module) else holder(model)
     if share is not None:
-        return coded_shared(subject, share, data=data, seed=seed)
+        return coded_shared(subject, share, data=data, batches=batches or None, seed=seed)
     if integers is not None:
-        return coded_integers(subject, integers, data=data, seed=seed)
+        return coded_integers(subject, integers, data=data, batches=batches or None, seed=seed)
     assert bytes is not None
-    return mixed_bits(subject, bytes, data=data, biases=biases, metadata=metadata, seed=seed).coded
+    quantised = mixed_bits(
+        subject, bytes, data=data, batches=batches or None, biases=biases, metadata=metadata, seed=seed
+    )
+    return quantised.coded
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:

@@ -14,7 +14,7 @@ from secateurs.base.registry import Registry
 from secateurs.pack.chosen import Bits, chosen, dtype_name, nonzero, numbers, of_names, weighed
 from secateurs.pack.coded import Bools, Coded, Codes, Floats, Scaled
 from secateurs.pack.feedback import activity, checked_gram, fitted_scales, output_error, settled
-from secateurs.pack.moments import input_moments
+from secateurs.pack.moments import moments_for
 from secateurs.pack.quantised import Quantised
 
 Doubles = NDArray[np.float64]
@@ -72,6 +72,7 @@ def quantise_weights(
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     data: Iterable[Any] | None = None,
+    batches: int | None = None,
     seed: int = 0,
 ) -> Quantised:
     """The weight matrices and kernels as small integers: `w = s * q`, `|q| <= 2^(bits - 1) - 1`, zeros staying zero.
@@ -81,13 +82,14 @@ def quantise_weights(
     except in transposed convolutions) or for the whole `"tensor"`. `scale`: `"mse"`, the least squared error, weighed
     by `importance` (by parameter name, such as from `fisher_importance`), or `"max"`, which reaches the largest weight.
 
-    `data`, batches of inputs or `(inputs, target)`, brings error feedback: what rounding one weight spoils in the
-    layer's outputs on such inputs, the weights not yet rounded make good (GPTQ, arXiv 2210.17323). `moments`, from
-    `input_moments`, is the same, computed before. Nothing is trained, and the model is not changed.
+    `data`, batches of inputs or `(inputs, target)`, of which the first `batches` are used, brings error feedback: what
+    rounding one weight spoils in the layer's outputs on such inputs, the weights not yet rounded make good (GPTQ, arXiv
+    2210.17323). `moments`, from `input_moments`, is the same, computed before. Nothing is trained, and the model is not
+    changed.
 
     Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
-    return Quantised.of(model, coded_integers(model, bits, per, scale, importance, moments, data, seed))
+    return Quantised.of(model, coded_integers(model, bits, per, scale, importance, moments, data, batches, seed))
 
 
 def coded_integers(
@@ -98,6 +100,7 @@ def coded_integers(
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     data: Iterable[Any] | None = None,
+    batches: int | None = None,
     seed: int = 0,
 ) -> dict[str, Coded]:
     """The codes that `quantise_weights` gives, without the model that computes with them."""
@@ -105,7 +108,7 @@ def coded_integers(
         raise InputError(explain(f"There is no scale per {per!r}", next_step='write per="channel" or per="tensor"'))
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
-    grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
+    grams = moments_for(model, moments, data, batches, seed)
     axis = 0 if per == "channel" else None
     return {
         name: quantise(model.get_parameter(name), number, axis=axis, scale=scale, importance=matter.get(name),

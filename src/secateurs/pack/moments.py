@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -55,6 +55,15 @@ def input_moments(
     return {name: total / counts[name] for name, total in sums.items()}
 
 
+def moments_for(
+    model: nn.Module, given: Mapping[str, Tensor] | None, data: Iterable[Any] | None, batches: int | None, seed: int
+) -> Mapping[str, Tensor]:
+    """The moments that were given, else those of `data`; empty without either."""
+    if given is None and data is not None:
+        return input_moments(model, data, batches=batches, seed=seed)
+    return given or {}
+
+
 def _reads(
     graph: Graph, sums: dict[str, Tensor], counts: dict[str, int], wanted: int | None, seed: int
 ) -> dict[int, Read]:
@@ -87,4 +96,4 @@ def _watch(
     return add
 
 
-__all__ = ["input_moments"]
+__all__ = ["input_moments", "moments_for"]

@@ -18,7 +18,7 @@ from secateurs.base.batches import derive
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, with_coded
 from secateurs.pack.coded import Coded, Codes, Shared
-from secateurs.pack.moments import input_moments
+from secateurs.pack.moments import moments_for
 from secateurs.pack.sharing import share
 
 
@@ -30,6 +30,7 @@ def share_weights(
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     data: Iterable[Any] | None = None,
+    batches: int | None = None,
     codebook: str = "float32",
     seed: int = 0,
 ) -> SharedModel:
@@ -40,16 +41,17 @@ def share_weights(
     `"density"`, `"random"`, `"cube_root"` or `"optimal"`; `importance`, by parameter name, says how much an error in
     each weight counts, such as from `fisher_importance`.
 
-    `data`, batches of inputs or `(inputs, target)`, brings error feedback: codes are chosen one input after the other
-    so that the layer's outputs change least on such inputs. `moments`, from `input_moments`, is the same, computed
-    before. `codebook="float16"` or `"bfloat16"` halves the bytes of the codebooks, in training too.
+    `data`, batches of inputs or `(inputs, target)`, of which the first `batches` are used, brings error feedback: codes
+    are chosen one input after the other so that the layer's outputs change least on such inputs. `moments`, from
+    `input_moments`, is the same, computed before. `codebook="float16"` or `"bfloat16"` halves the bytes of the
+    codebooks, in training too.
 
     What comes back runs as the model does and trains as any module does, by `finetune` or by a loop of your own; its
     parameters are the codebooks and whatever is not shared. `sec.pack` stores its codes. The model is not changed.
 
     Raises `InputError`, `UnknownNameError`, and what `capture` raises.
     """
-    coded = coded_shared(model, bits, start, importance, moments, data, codebook, seed)
+    coded = coded_shared(model, bits, start, importance, moments, data, batches, codebook, seed)
     return SharedModel(model, coded, codebook)
 
 
@@ -60,13 +62,14 @@ def coded_shared(
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
     data: Iterable[Any] | None = None,
+    batches: int | None = None,
     codebook: str = "float32",
     seed: int = 0,
 ) -> dict[str, Coded]:
     """The codes that `share_weights` gives, without the model that trains them."""
     wanted = chosen(model, bits)
     matter = of_names(importance, wanted)
-    grams = input_moments(model, data, seed=seed) if moments is None and data is not None else moments or {}
+    grams = moments_for(model, moments, data, batches, seed)
     return {
         name: share(model.get_parameter(name), number, start=start, importance=matter.get(name),
                     gram=grams.get(name), codebook=codebook, seed=derive(seed, "share", name))

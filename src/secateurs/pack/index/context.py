@@ -52,9 +52,19 @@ def log2(numbers: Integers) -> Integers:
     return found
 
 
-def logit(part: Integers, whole: Integers) -> Integers:
+def logit(part: Integers, whole: int) -> Integers:
     """Of `part / whole`, base 2, in parts of 256."""
     return log2(part) - log2(whole - part)
+
+
+def of_one(part: int, whole: int) -> int:
+    """`logit` of a single number."""
+    return _log2(part) - _log2(whole - part)
+
+
+def _log2(number: int) -> int:
+    whole = number.bit_length() - 1
+    return (whole << 8) + ((number << 8) >> whole) - 256
 
 
 class Past:
@@ -76,10 +86,9 @@ class Past:
         sums = [self.sums[at - distance] for distance in self.distances]
         share = ((2 * self.total + 1) << 16) // (2 * step * lanes + 20)
         near = ((2 * sums[0] + sums[1] + 2 * sums[2] + sums[3] + sums[4]) << 16) + 2 * share + 1
-        everywhere = np.array([near, 2 * self.total + 1], dtype=np.int64)
-        of = np.array([(7 * lanes + 2 << 16) + 2, 2 * step * lanes + 20], dtype=np.int64)
-        column, base = logit(everywhere, of).tolist()
-        row = logit((self.kept << 17) + (3 * share + 1), np.full(lanes, (2 * step + 3 << 16) + 2))
+        column = of_one(near, (7 * lanes + 2 << 16) + 2)
+        base = of_one(2 * self.total + 1, 2 * step * lanes + 20)
+        row = logit((self.kept << 17) + (3 * share + 1), (2 * step + 3 << 16) + 2)
         found = np.empty((FEATURES, lanes), dtype=np.int64)
         found[0], found[1], found[2], found[8] = 256, row, column, base
         for place, distance in enumerate(self.distances):
