@@ -32,7 +32,7 @@ OUT = ROOT / "benchmarks" / "results" / "han.json"
 SETTINGS: dict[str, Any] = {
     "network": "LeNet-300-100", "batch": 100, "sparsity": 0.98, "rounds": 6, "scope": "global",
     "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2, "schedule": "cosine"},
-    "retrain": {"lr": 0.01, "momentum": 0.9, "epochs": 1, "batches": 250, "schedule": "cosine"},
+    "retrain": {"lr": 0.01, "momentum": 0.9, "epochs": 1, "batches": 150, "schedule": "cosine"},
     "L1": 1e-5, "L2": 5e-4,
 }  # fmt: skip
 """Round r of the steps ends at `1 - (1 - sparsity)^(r / rounds)`: these are the shares of all curves."""
