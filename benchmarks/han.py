@@ -32,7 +32,7 @@ OUT = ROOT / "benchmarks" / "results" / "han.json"
 SETTINGS: dict[str, Any] = {
     "network": "LeNet-300-100", "batch": 100, "sparsity": 0.98, "rounds": 6, "scope": "global",
     "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2, "schedule": "cosine"},
-    "retrain": {"lr": 0.01, "momentum": 0.9, "epochs": 1, "batches": 250, "schedule": "cosine"},
+    "retrain": {"lr": 0.01, "momentum": 0.9, "epochs": 1, "batches": 150, "schedule": "cosine"},
     "L1": 1e-5, "L2": 5e-4,
 }  # fmt: skip
 """Round r of the steps ends at `1 - (1 - sparsity)^(r / rounds)`: these are the shares of all curves."""
@@ -84,7 +84,10 @@ def config(phase: str, kind: str, seed: int) -> sec.FineTune:
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds, and what the method says should be seen."""
+    """Means over the seeds, and whether what the paper says is seen, over all shares together.
+
+    A curve loses against the dense network that was trained with its own penalty, as in the paper's figure.
+    """
     means = {
         name: [round(mean(seed["curves"][name][point] for seed in seeds), 5) for point in range(len(shares()))]
         for name in CURVES
@@ -98,16 +101,17 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     }
     dense = {kind: round(mean(seed["dense"][kind] for seed in seeds), 5) for kind in ("L1", "L2")}
 
-    def total(name: str) -> float:
-        return sum(means[name])
+    def lost(name: str) -> float:
+        return sum(dense[name[:2]] - value for value in means[name])
 
     return {
         "seeds": len(seeds), "pruned": [round(share, 4) for share in shares()], "dense": dense, "mean": means,
         "standard_deviation": spread,
         "seen": {
-            "without retraining L1 is above L2": total("L1, not retrained") > total("L2, not retrained"),
-            "retrained, L2 is above L1": total("L2, retrained") > total("L1, retrained"),
-            "step by step is the top curve": max(means, key=total) == "L2, step by step",
+            "without retraining L1 loses less than L2": lost("L1, not retrained") < lost("L2, not retrained"),
+            "retrained, L2 loses less than L1": lost("L2, retrained") < lost("L1, retrained"),
+            "retrained, L2 is more accurate than L1": sum(means["L2, retrained"]) > sum(means["L1, retrained"]),
+            "step by step loses least": min(means, key=lost) == "L2, step by step",
         },
     }  # fmt: skip
 

@@ -74,6 +74,8 @@ def test_shares_and_summary_of_the_curves() -> None:
     one = {"seed": 0, "dense": {"L1": 0.97, "L2": 0.98}, "curves": {**curves, "L2, step by step": [0.95] * 6}}
     other = {"seed": 1, "dense": {"L1": 0.97, "L2": 0.98}, "curves": {**curves, "L2, step by step": [0.85] * 6}}
     assert all(han.summary([one])["seen"].values())
+    seen = han.summary([{**one, "dense": {"L1": 0.80, "L2": 0.98}}])["seen"]
+    assert [not value for value in seen.values()] == [False, True, False, True]
     found = han.summary([one, other])
     assert found["mean"]["L2, step by step"] == [0.9] * 6
     assert found["standard_deviation"]["L2, step by step"][0] == pytest.approx(0.0707, abs=1e-4)

@@ -7,7 +7,7 @@ import torch
 from train.networks import convolutional, images, loader, plain, points, same, state
 
 from secateurs.base.errors import TrainError
-from secateurs.train.evaluate import accuracy
+from secateurs.train.evaluate import accuracy, mean_loss
 
 
 def test_counts_rows() -> None:
@@ -25,6 +25,21 @@ def test_counts_positions_of_dense_outputs() -> None:
     target = model(inputs).argmax(dim=1)
     target[0] = (target[0] + 1) % 3
     assert accuracy([(inputs, target)])(model) == 0.75
+
+
+def test_mean_loss_is_that_of_all_rows() -> None:
+    model, (inputs, target) = convolutional().train(), images(20)
+    twin = convolutional().eval()
+    with torch.no_grad():
+        expected = float(torch.nn.functional.cross_entropy(twin(inputs), target))
+        squares = float((twin(inputs) - 1).square().mean())
+    batches = [(inputs[:13], target[:13]), (inputs[13:], target[13:])]
+    assert mean_loss(batches)(model) == pytest.approx(expected, rel=1e-6)
+    assert model.training
+    ones = [(part, torch.ones(len(part), 3)) for part, _ in batches]
+    assert mean_loss(ones, "mse")(model) == pytest.approx(squares, rel=1e-6)
+    with pytest.raises(TrainError, match="validation data is empty"):
+        mean_loss([])(model)
 
 
 def test_leaves_the_model_and_the_random_state_alone() -> None:
