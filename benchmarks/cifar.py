@@ -8,6 +8,7 @@ for Image Recognition, 2015 (arXiv 1512.03385), with parameter-free shortcuts.
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +83,17 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images.copy()), torch.from_numpy(labels)
 
 
+def read_batches(data: Path, numbers: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """Images as bytes and labels of these training files, one after the other."""
+    parts = [read(data / "cifar10" / f"data_batch_{number}.bin.xz") for number in numbers]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return images, labels
+
+
 def train_set(data: Path, count: int, size: int = 100) -> list[tuple[Tensor, Tensor]]:
     """The first `count` training images in batches (images, labels), normalised, not augmented."""
-    parts = [read(data / "cifar10" / f"data_batch_{number}.bin.xz") for number in range(1, 1 + -(-count // 10_000))]
-    images, labels = (torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
-    return list(zip(normalised(images).split(size), labels.split(size), strict=True))
+    images, labels = read_batches(data, range(1, 1 + -(-count // 10_000)))
+    return list(zip(normalised(images[:count]).split(size), labels[:count].split(size), strict=True))
 
 
 def held_out(data: Path, size: int = 100) -> list[tuple[Tensor, Tensor]]:
