@@ -223,7 +223,7 @@ def check_outputs(model: nn.Module, small: nn.Module, removed: Removed, inputs: 
 def check_other_batch(model: nn.Module, masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """At another batch size than the one captured the outputs agree too, if the original takes that size at all."""
     larger = tuple(torch.cat([x, x[:1]]) for x in inputs)
-    if len({x.shape[0] for x in inputs}) == 1 and runs(model, larger):
+    if len({x.shape[0] for x in inputs}) == 1 and grows_by_samples(model, inputs, larger):
         compare(masked, small, larger, "differs by {} from the masked original at another batch size")
 
 
@@ -246,6 +246,35 @@ def backward(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     except RuntimeError:
         return False
     return any(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+def grows_by_samples(model: nn.Module, inputs: tuple[Tensor, ...], larger: tuple[Tensor, ...]) -> bool:
+    """Whether the model takes `larger`, and in what its modules put out only the first axis follows.
+
+    A `view` with a baked-in batch size and a -1 somewhere else takes some other sizes by accident: what was a batch
+    ends up among the channels, and the cut model rightly refuses such sizes.
+    """
+    if not runs(model, larger):
+        return False
+    before, after = shapes_within(model, inputs), shapes_within(model, larger)
+    return len(before) == len(after) and all(one[1:] == two[1:] for one, two in zip(before, after, strict=True))
+
+
+def shapes_within(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[torch.Size]:
+    """The shape of every tensor that a module of the model puts out, in order."""
+    shapes: list[torch.Size] = []
+
+    def note(module: nn.Module, given: Any, output: Any) -> None:
+        shapes.extend(item.shape for item in pytree.tree_leaves(output) if isinstance(item, Tensor))
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
 
 
 def runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
