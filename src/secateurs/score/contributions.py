@@ -143,6 +143,7 @@ class _Read:
         graph = batch.program.graph
         shapes = [value.shape for value in graph.values]
         self.check = partial(check_finite, context, node)
+        self.read = {consumer.site.value for consumer, _ in waiting}
         self.draw, self.visit = draw, visit
         self.seen: dict[int, Tensor] = {}
         self.waiting = [
@@ -151,7 +152,8 @@ class _Read:
         ]
 
     def __call__(self, value: int, tensor: Tensor) -> Tensor:
-        self.check(tensor)
+        if value in self.read:  # not a mask, which may well be infinite
+            self.check(tensor)
         self.seen[value] = tensor
         later = []
         for consumer, generator, how in self.waiting:
