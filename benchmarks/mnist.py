@@ -263,7 +263,8 @@ def _arguments() -> argparse.Namespace:
 
 def _write(found: dict[str, Any]) -> None:
     environment = asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread"))
-    whole = {"notes": NOTES, "summary": summary(found.get("cells", {})), **found, "environment": environment}
+    parts = {part: found[part] for part in ("cells", "validation") if part in found}
+    whole = {"notes": NOTES, "summary": summary(found.get("cells", {})), **parts, "environment": environment}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     write_text(OUT, json.dumps(whole, indent=1) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -160,6 +161,15 @@ def test_summary_by_value():
     del found[names[0]]
     (row,) = mnist.summary(found).values()
     assert not row["met"], "two seeds are not three"
+
+
+def test_what_is_written_sums_up_the_cells_of_now(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(mnist, "OUT", tmp_path / "results" / "mnist.json")
+    cells = {"lenet_300_100-22-augmented-0": cell(1.1)}
+    mnist._write({"summary": {}, "notes": ["old"], "cells": cells, "validation": {"kept": "too"}})
+    found = json.loads(mnist.OUT.read_text())
+    assert found["summary"] == mnist.summary(cells)
+    assert found["notes"] == mnist.NOTES and found["validation"] == {"kept": "too"} and found["cells"] == cells
 
 
 def test_cells_are_made_in_order_and_carry_the_settings_of_what_they_begin_with():
