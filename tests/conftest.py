@@ -18,11 +18,13 @@ MEDIUM = (
     "deliver/test_onnx.py",
     "deliver/test_packed.py",
     "device",
+    "engine/test_known_counts.py",
     "engine/test_random_networks.py",
     "pack",
     "report",
     "score/test_conformance.py",
     "sparsity/test_callbacks.py",
+    "train/test_after_a_cut.py",
     "train/test_ddp.py",
     "train/test_resume.py",
 )
