@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from secateurs.capture.abstract import empty_result
 
@@ -80,6 +81,54 @@ def test_layer_norm(shape, rank, affine, fits):
     assert (found is not None) == fits
 
 
+@settings(max_examples=100)
+@given(st.sampled_from(["relu", "silu", "sigmoid", "gelu"]), st.lists(sizes, max_size=5), st.booleans())
+def test_pointwise(name, shape, whole):
+    x = torch.ones(shape, dtype=torch.int64 if whole else torch.float32)
+    found = check(getattr(aten, name).default, x)
+    assert (found is not None) == x.is_floating_point()
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["add", "mul"]), st.lists(sizes, max_size=5), st.data())
+def test_pairs(name, shape, data):
+    drawn = data.draw(st.lists(st.sampled_from([0, 0, 1, 1, 2]), min_size=len(shape), max_size=len(shape)))
+    other = [1 if kind == 1 else size + (kind == 2) for kind, size in zip(drawn, shape, strict=True)]
+    x, y = torch.ones(shape), torch.ones(other)
+    if data.draw(st.booleans()):
+        x, y = y, x
+    found = check(getattr(aten, name).Tensor, x, y)
+    if 2 not in drawn:
+        assert found is not None
+
+
+@settings(max_examples=60)
+@given(st.lists(sizes, min_size=3, max_size=4), st.lists(sizes, min_size=1, max_size=3))
+def test_adaptive_average(shape, size):
+    check(aten.adaptive_avg_pool2d.default, torch.ones(shape), size)
+
+
+@pytest.mark.parametrize("name", ["relu_", "silu_", "hardtanh_", "hardswish_"])
+def test_writing_in_place_gives_the_argument_itself(name):
+    with FakeTensorMode() as fake:
+        x = torch.ones(2, 3)
+        found = empty_result(getattr(aten, name).default, (x,), {}, fake)
+        assert found is x and getattr(aten, name).default(x) is x
+    assert empty_result(getattr(aten, name).default, (torch.ones(2, 3),), {}) is None
+
+
+def test_under_a_mode_the_results_are_tensors_of_that_mode():
+    with FakeTensorMode() as fake:
+        x, weight = torch.ones(2, 3), torch.ones(4, 3)
+        found = empty_result(aten.linear.default, (x, weight), {}, fake)
+        truth = aten.linear.default(x, weight)
+        for tensor in (found, truth):
+            assert isinstance(tensor, FakeTensor) and tensor.fake_mode is fake
+        assert found is not None
+        assert (found.shape, found.dtype, found.device) == (truth.shape, truth.dtype, truth.device)
+        assert (found + 1).shape == truth.shape
+
+
 @pytest.mark.parametrize("format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("which", ["input", "weight"])
 def test_memory_formats(format: torch.memory_format, which: str):
@@ -93,7 +142,9 @@ def test_memory_formats(format: torch.memory_format, which: str):
 
 def test_other_operators_and_mixed_types_are_left_to_pytorch():
     x = torch.zeros(2, 3)
-    assert empty_result(aten.relu.default, (x,), {}) is None
+    assert empty_result(aten.tanh.default, (x,), {}) is None
+    assert empty_result(aten.add.Tensor, (x, torch.zeros(2, 3, dtype=torch.float64)), {}) is None
+    assert empty_result(aten.mul.Tensor, (x, torch.zeros(3, 2).T), {}) is None
     assert empty_result(aten.linear.default, (x, torch.zeros(4, 3, dtype=torch.float64)), {}) is None
     assert empty_result(aten.linear.default, (x, torch.zeros(4, 3)), {"bias": None}) is None
     assert empty_result(aten.conv2d.default, (torch.zeros(3, 8, 8), torch.zeros(4, 3, 1, 1)), {}) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sec
+from secateurs.capture.copying import copied
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
 
@@ -116,3 +119,72 @@ def test_a_scripted_function_is_followed():
     with torch.no_grad():
         model.b.weight[:, [1, 3, 4, 6, 7]] = 0
     torch.testing.assert_close(small(X), model(X))
+
+
+class Aware(nn.Module):
+    """Says itself how it is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.copies = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Aware:
+        other = Aware()
+        other.inner = copy.deepcopy(self.inner, memo)
+        other.copies = self.copies + 1
+        return other
+
+
+def odd_model() -> nn.Module:
+    """Shared and nested parts, lists that hold modules, cycles, and classes that copy themselves."""
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ModuleList([shared, nn.ReLU(), Aware()]), nn.LSTM(3, 4))
+    model.extra = {"listed": [shared, (shared, nn.Identity())], "empty": {}, 3: {"a", "b"}, "row": torch.ones(2)}
+    model.again = model.extra["listed"]
+    model.itself = [model]
+    model.tied = nn.Linear(3, 3)
+    model.tied.weight = shared.weight
+    return model
+
+
+def structure(item: Any, seen: dict[int, int]) -> Any:
+    """What an object is made of, with a number for everything that was met before."""
+    if isinstance(item, (int, str, float, bool, type(None))):
+        return repr(item)
+    if isinstance(item, weakref.ref):
+        return "reference", structure(item(), seen)
+    if callable(item) and not isinstance(item, nn.Module):
+        return item
+    if id(item) in seen:
+        return f"#{seen[id(item)]}"
+    seen[id(item)] = len(seen)
+    if isinstance(item, Tensor):
+        return type(item).__name__, item.requires_grad, item.tolist()
+    if isinstance(item, dict):
+        return type(item).__name__, [(structure(key, seen), structure(value, seen)) for key, value in item.items()]
+    if isinstance(item, (list, tuple)):
+        return type(item).__name__, [structure(part, seen) for part in item]
+    if isinstance(item, (set, frozenset)):
+        return type(item).__name__, sorted(item)
+    return type(item), structure(vars(item), seen)
+
+
+def test_a_copy_is_what_deepcopy_makes_of_the_model():
+    model = odd_model()
+    before = structure(model, {})
+    ours, theirs = copied(model, {}), copy.deepcopy(model)
+    assert structure(ours, {}) == structure(theirs, {})
+    assert structure(model, {}) == before
+    assert ours[1][2].copies == 1 and ours[1][2].inner is not model[1][2].inner
+    assert ours[0] is ours[1][0] is ours.extra["listed"][0] and ours.tied.weight is ours[0].weight
+    assert ours.itself[0] is ours
+    parts = {id(part) for part in model.modules()} | {id(tensor) for tensor in model.parameters()}
+    assert not parts & ({id(part) for part in ours.modules()} | {id(tensor) for tensor in ours.parameters()})
+
+
+def test_a_copy_keeps_what_the_memo_names():
+    model = odd_model()
+    ours = copied(model, {id(tensor): tensor for tensor in model.parameters()})
+    assert all(a is b for a, b in zip(ours[0].parameters(), model[0].parameters(), strict=True))
+    assert all(a is b for a, b in zip(ours[2].parameters(), model[2].parameters(), strict=True))

@@ -140,7 +140,7 @@ class TapeMode(SchemaCheckMode):
         kwargs = kwargs or {}
         op = str(func)
         arguments, keywords = self.tape.read(tuple(args)), self.tape.read(dict(kwargs))
-        result = None if self.decisions else empty_result(func, args, kwargs)
+        result = None if self.decisions else empty_result(func, args, kwargs, self.tape.fake)
         result = func(*args, **kwargs) if result is None else result
         flat = tuple(result) if isinstance(result, (list, tuple)) else (result,)
         if self.decisions and _decides(func, args, kwargs) and any(is_discrete(item) for item in flat):
