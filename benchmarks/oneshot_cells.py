@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import secateurs as sec
@@ -61,8 +62,9 @@ def build(network: str, data: Path) -> Bench:
         "mobilenet": (imagenet.mobilenet, imagenet.centred), "squeezenet": (imagenet.squeezenet, imagenet.standardised)
     }[network]  # fmt: skip
     calibration = list(imagenet.Photos(data, prepare, range(0, 1000, 4), wanted["batch"]))
-    judged = imagenet.Photos(data, prepare, range(1, 1000, 2), wanted["batch"])
-    return Bench(make(data), calibration, sec.accuracy(judged))
+    judge = sec.accuracy(imagenet.Photos(data, prepare, range(1, 1000, 2), wanted["batch"]))
+    layout = torch.channels_last  # halves the time of SqueezeNet; the numbers are the same
+    return Bench(make(data).to(memory_format=layout), calibration, lambda net: judge(net.to(memory_format=layout)))
 
 
 def cells(criteria: Iterable[str]) -> list[Key]:
