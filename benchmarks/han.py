@@ -51,7 +51,7 @@ def shares() -> list[float]:
 
 def curves(data: Path, work: Path, seed: int) -> dict[str, Any]:
     """Test accuracies of one seed: of the dense networks, and of each curve at each share."""
-    training, _, test = lenet.splits(data / "mnist")
+    training, _, test = lenet.splits(data)
     batches, evaluate = lenet.Batches(*training, SETTINGS["batch"]), sec.accuracy(lenet.in_order(*test))
     found: dict[str, Any] = {"seed": seed, "dense": {}, "curves": {}}
     for kind in ("L1", "L2"):

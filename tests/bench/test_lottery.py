@@ -45,7 +45,7 @@ def test_network_and_batches() -> None:
 
 @pytest.mark.data
 def test_splits_do_not_overlap(data: Path) -> None:
-    training, validation, test = lenet.splits(data / "mnist")
+    training, validation, test = lenet.splits(data)
     assert [len(labels) for _, labels in (training, validation, test)] == [55_000, 5_000, 10_000]
     assert 0.0 <= float(training[0].min()) < float(training[0].max()) <= 1.0
     assert training[0].data_ptr() + training[0].numel() * 4 == validation[0].data_ptr()
