@@ -12,25 +12,18 @@ them.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from torch import nn
 
 import secateurs as sec
 from benchmarks import lenet
-from secateurs.base.files import write_text
-from secateurs.device.environment import Environment
+from benchmarks.by_seed import Row, Study
 from secateurs.report.figures.theme import BLUE, ORANGE, finish, plotly
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "benchmarks" / "results" / "bits.json"
 SETTINGS: dict[str, Any] = {
     "network": "LeNet-300-100", "batch": 100, "sparsity": 1 - 1 / 12, "rounds": 4, "scope": "global",
     "bits": [1, 2, 3, 4, 5, 6, 8], "start": "linear",
@@ -40,8 +33,6 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 LOSSLESS = 0.002
 """A number of bits is enough when accuracy is within this much of the network's own."""
-
-Row = dict[str, Any]
 
 
 def seed_of(data: Path, work: Path, seed: int) -> Row:
@@ -146,32 +137,7 @@ def figure(found: Row) -> Any:
 LABELS = {"trained": "shared and trained", "shared": "shared", "integers": "integers"}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bits", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with mnist/")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "bits", help="where killed seeds are resumed")
-    parser.add_argument("--figure", type=Path, help="only draw what is stored, into this HTML file")
-    arguments = parser.parse_args()
-    stored = json.loads(OUT.read_text()) if OUT.exists() else {}
-    seeds = stored.get("by_seed", []) if stored.get("settings") == SETTINGS else []
-    if arguments.figure is not None:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.figure, figure(stored["summary"]).to_html())
-        return 0
-    if not (arguments.data / "mnist").is_dir():
-        print(f"There is no MNIST at {arguments.data}: give the folder with --data.")
-        return 2
-    torch.set_num_threads(1)
-    for seed in arguments.seeds:
-        if not any(done["seed"] == seed for done in seeds):
-            seeds = [*seeds, seed_of(arguments.data, arguments.work, seed)]
-            environment = asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread"))
-            found = {"settings": SETTINGS, "summary": summary(seeds), "by_seed": seeds, "environment": environment}
-            write_text(OUT, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(summary(seeds), indent=1))
-    return 0
-
+STUDY = Study("bits", __doc__.splitlines()[0], SETTINGS, seed_of, summary, figure)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(STUDY.main())
