@@ -70,8 +70,8 @@ def prune(
 ) -> Result:
     """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
 
-    *What goes*: `criterion` with its `options`, `equalization` and `normalizer` are those of `score` (default: `"l2"` if
-    the budget has a threshold, for norms of filters as in NVIDIA's toolkit, else `"l1"`); a criterion that looks at
+    *What goes*: `criterion` with its `options`, `equalization` and `normalizer` are those of `score` (default: `"l2"`
+    if the budget has a threshold, for norms of filters as in NVIDIA's toolkit, else `"l1"`); a criterion that looks at
     data sees the first `score_batches` batches of `data` (0 for all) and `loss` (default: that of `finetune`, else
     cross-entropy). `search`, `granularity`, `min_channels` and `floor` are those of `choose`;
     `exclude`, `unit` and `elementwise` those of `couple`.

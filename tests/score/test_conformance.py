@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import pytest
@@ -139,6 +140,14 @@ def largest(group: ChannelGroup, context: Context) -> Tensor:
 
 class TestOwnFunction(CriterionConformance):
     criterion = largest
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_says_what_one_must_know(name: str):
+    """Shapes, direction, cost, when it is a bad choice, and the paper."""
+    text = " ".join((CRITERIA[name].__doc__ or "").split())
+    for part in (r"Higher = keep", r"[Rr]ows?\b|\[size\]", r"\b[Cc]osts?\b", r"A bad choice", r", (19|20)\d\d\b"):
+        assert re.search(part, text), f"nothing like {part}"
 
 
 def test_none_is_forgotten():

@@ -43,8 +43,8 @@ EQUALIZATIONS: dict[str, Equalize] = {
 worth what the layer that values it most thinks, so at any threshold it is kept if at least one layer keeps it.
 `keep_all` (alias `intersection`, of the *kept* sets): it is kept only if every layer keeps it. `geometric_mean` is 0
 where any layer gives 0 (or less). Of scores that are not negative, at any threshold `keep_all` keeps no unit that
-`geometric_mean` does not, that none that `arithmetic_mean` does not, and that none that `keep_any` does not. `mean`, `max` and `min` are short for
-the first, third and fourth."""
+`geometric_mean` does not, that none that `arithmetic_mean` does not, and that none that `keep_any` does not. `mean`,
+`max` and `min` are short for the first, third and fourth."""
 
 NORMALIZERS: dict[str, Normalize] = {
     "none": lambda rows: rows,
