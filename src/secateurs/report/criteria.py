@@ -106,7 +106,9 @@ class CriteriaComparison:
             "array": [0 if found.high is None else found.high - rho for _, rho, found in drawn],
             "arrayminus": [0 if found.low is None else rho - found.low for _, rho, found in drawn],
         }
-        bars = go.Bar(x=known, y=[rho for _, rho, _ in drawn], error_y=error, marker_color=BLUE, name="all units")
+        bars = go.Bar(
+            x=known, y=[rho for _, rho, _ in drawn], error_y=error, marker_color=BLUE, name="all units, 95% interval"
+        )
         dots = [(name, rho, group) for name in known for group, rho in data["groups"][name].items() if rho is not None]
         points = go.Scatter(
             x=[name for name, _, _ in dots],
