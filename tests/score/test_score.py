@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -199,62 +198,3 @@ def test_what_is_no_criterion_or_no_seed_is_refused():
         one_group(chain(), None, 1, 2)
     with pytest.raises(sec.InputError, match=r"1\.5 is not a seed"):
         one_group(chain(), "l1", 1, 2, seed=1.5)
-
-
-def test_apoz_without_a_zero_names_the_groups_and_what_to_do():
-    """Behind another activation than ReLU nothing is exactly zero: every unit scores 1, and their order is no ranking.
-
-    With ReLU, or with an `eps` that finds some, there is nothing to say.
-    """
-    torch.manual_seed(0)
-
-    def asked(activation: nn.Module, **options: float) -> dict[str, Tensor]:
-        model = nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
-        groups = sec.couple(sec.capture(model, torch.zeros(1, 4)))
-        return sec.score(groups, model, "apoz", data=[torch.randn(32, 4)], options=options)
-
-    with pytest.warns(UserWarning, match=r"group `0`\..*every unit scores 1.*options=\{'eps'") as caught:
-        assert (asked(nn.GELU())["0"] == 1).all()
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        asked(nn.ReLU())
-        assert asked(nn.GELU(), eps=0.05)["0"].std() > 0
-
-
-@pytest.mark.parametrize("way", ["adaptive", "mean", "windows", "dropout", "squeezed"])
-def test_apoz_behind_an_average_counts_what_it_is_taken_of(way: str):
-    """Means of a map are never zero; the map that the ReLU gives is what APoZ is about."""
-
-    class Pooled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(2, 5, 3), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(self.conv(x))
-            ways = {
-                "adaptive": lambda: nn.functional.adaptive_avg_pool2d(x, 1).flatten(1),
-                "mean": lambda: x.mean((2, 3)),
-                "windows": lambda: nn.functional.avg_pool2d(nn.functional.avg_pool2d(x, 2), 2).view(-1, 5),
-                "dropout": lambda: nn.functional.dropout(x.mean((2, 3)), training=self.training),
-                "squeezed": lambda: x.mean(3, keepdim=True).mean(2).squeeze(2),
-            }
-            return self.head(ways[way]())
-
-    torch.manual_seed(0)
-    model, data = Pooled().eval(), [torch.randn(16, 2, 6, 6)]
-    found = sec.score(groups_of(model, 1, 2, 6, 6), model, "apoz", data=data)["conv"]
-    expected = (torch.relu(model.conv(data[0])) != 0).double().mean((0, 2, 3))
-    assert torch.allclose(found, expected)
-    assert expected.max() < 1
-
-
-def test_apoz_of_an_activation_behind_an_average_is_that_of_the_activation():
-    model = nn.Sequential(
-        nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Threshold(0.3, 0), nn.Flatten(), nn.Linear(5, 2)
-    )
-    data = [torch.randn(16, 2, 6, 6, generator=torch.Generator().manual_seed(0))]
-    found = sec.score(groups_of(model, 1, 2, 6, 6), model, "apoz", data=data)["0"]
-    assert torch.allclose(found, (model[:4](data[0]) != 0).double().mean((0, 2, 3)))
