@@ -57,7 +57,8 @@ def channel_means(
     """`{group name: [taps, size]}`: the mean of `measure(activations)` over samples, positions and a unit's channels.
 
     `measure` maps a tensor element by element. Sums are taken in float64 over the whole data, so that the result does
-    not depend on how it is split into batches. Raises `InputError` for activations that are not finite.
+    not depend on how it is split into batches. A group that nothing reads has one row of zeros. Raises `InputError` for
+    activations that are not finite.
     """
     sums: dict[Place, Tensor] = {}
     counts: dict[Place, Tensor] = {}
@@ -79,8 +80,9 @@ def channel_means(
             batch.program.run(batch.begin(), reads=reads)
     return {
         name: torch.stack([sums[name, i].cpu() / counts[name, i].cpu() for i in range(len(mine))])
-        for name, mine in taps.items()
         if mine
+        else torch.zeros(1, context.groups[name].size, dtype=torch.float64)
+        for name, mine in taps.items()
     }
 
 
