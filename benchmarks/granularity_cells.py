@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateurs as sec
-from benchmarks import cifar
+from benchmarks import cifar, mnist_data
+from benchmarks.mnist_nets import LeNet5
 from secateurs.base.seeds import seeded
 from secateurs.cost.references import References, memory_references
 from secateurs.sparsity.storage import stored_ratio
@@ -83,36 +82,12 @@ def recipe(network: str) -> dict[str, Any]:
     return {name: value for name, value in SETTINGS[network].items() if name not in ("densities", "seeds")}
 
 
-class LeNet5(nn.Module):
-    """Images [N, 1, 28, 28] -> logits [N, 10]. LeCun et al. 1998, in the form of Caffe."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
-        self.fc1, self.fc2 = nn.Linear(800, 500), nn.Linear(500, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
-
-
-def mnist(data: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images [N, 1, 28, 28] from 0 to 1 and labels of `"train"` or `"t10k"`."""
-    images, labels = (
-        np.frombuffer(gzip.decompress((data / "mnist" / f"{part}-{name}.gz").read_bytes()), np.uint8, offset=offset)
-        for name, offset in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8))
-    )
-    pixels = torch.from_numpy(images.copy()).reshape(-1, 1, 28, 28).float() / 255
-    return pixels, torch.from_numpy(labels.copy()).long()
-
-
 class LeNetStudy:
     """LeNet-5: convolutions lose by the pattern, linear layers single weights at the same density; then retrained."""
 
     def __init__(self, data: Path, work: Path) -> None:
         self.work, self.wanted = work, SETTINGS["lenet5"]
-        self.train, self.test = mnist(data, "train"), mnist(data, "t10k")
+        self.train, self.test = mnist_data.pixels(data, "train"), mnist_data.pixels(data, "test")
         held = (part[: self.wanted["test_images"]].split(500) for part in self.test)
         self.judge = sec.accuracy(list(zip(*held, strict=True)))
         self._dense: dict[int, float] = {}

@@ -12,23 +12,15 @@ chosen on them. Training images are the first 55,000.
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
-
 import secateurs as sec
 from benchmarks import lenet
-from secateurs.base.files import write_text
-from secateurs.device.environment import Environment
+from benchmarks.by_seed import Study
 from secateurs.report.figures.theme import BLUE, GREY, INK, ORANGE, finish, plotly
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "benchmarks" / "results" / "han.json"
 SETTINGS: dict[str, Any] = {
     "network": "LeNet-300-100", "batch": 100, "sparsity": 0.98, "rounds": 6, "scope": "global",
     "train": {"lr": 0.1, "momentum": 0.9, "epochs": 2, "schedule": "cosine"},
@@ -51,7 +43,7 @@ def shares() -> list[float]:
 
 def curves(data: Path, work: Path, seed: int) -> dict[str, Any]:
     """Test accuracies of one seed: of the dense networks, and of each curve at each share."""
-    training, _, test = lenet.splits(data / "mnist")
+    training, _, test = lenet.splits(data)
     batches, evaluate = lenet.Batches(*training, SETTINGS["batch"]), sec.accuracy(lenet.in_order(*test))
     found: dict[str, Any] = {"seed": seed, "dense": {}, "curves": {}}
     for kind in ("L1", "L2"):
@@ -134,32 +126,7 @@ def figure(found: dict[str, Any]) -> Any:
     return finish(drawn, 560, legend=True)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.han", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with mnist/")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "han", help="where killed seeds are resumed")
-    parser.add_argument("--figure", type=Path, help="only draw what is stored, into this HTML file")
-    arguments = parser.parse_args()
-    stored = json.loads(OUT.read_text()) if OUT.exists() else {}
-    seeds = stored.get("by_seed", []) if stored.get("settings") == SETTINGS else []
-    if arguments.figure is not None:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.figure, figure(stored["summary"]).to_html())
-        return 0
-    if not (arguments.data / "mnist").is_dir():
-        print(f"There is no MNIST at {arguments.data}: give the folder with --data.")
-        return 2
-    torch.set_num_threads(1)
-    for seed in arguments.seeds:
-        if not any(done["seed"] == seed for done in seeds):
-            seeds = [*seeds, curves(arguments.data, arguments.work, seed)]
-            environment = asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread"))
-            found = {"settings": SETTINGS, "summary": summary(seeds), "by_seed": seeds, "environment": environment}
-            write_text(OUT, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(summary(seeds), indent=1))
-    return 0
-
+STUDY = Study("han", __doc__.splitlines()[0], SETTINGS, curves, summary, figure)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(STUDY.main())

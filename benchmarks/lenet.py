@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import mnist_data
+
 VALIDATION = 5000
 """The last training images, which no network is trained on."""
-
-
-def read(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Pixels [N, 784] in [0, 1] and labels [N] of `"train"` (60,000) or `"t10k"` (10,000)."""
-    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784)
-    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(), np.uint8, offset=8)
-    return torch.from_numpy(pixels.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64))
 
 
 class Batches:
@@ -42,11 +33,16 @@ def in_order(images: Tensor, labels: Tensor, size: int = 2500) -> list[tuple[Ten
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
-def splits(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def splits(data: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training (55,000), validation (5,000) and test images (10,000) with their labels."""
-    images, labels = read(folder, "train")
+    images, labels = _flat(data, "train")
     cut = len(labels) - VALIDATION
-    return (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), read(folder, "t10k")
+    return (images[:cut], labels[:cut]), (images[cut:], labels[cut:]), _flat(data, "test")
+
+
+def _flat(data: Path, part: str) -> tuple[Tensor, Tensor]:
+    images, labels = mnist_data.pixels(data, part)
+    return images.flatten(1), labels
 
 
 def lenet_300_100(seed: int = 0, *, dropout: float = 0.0) -> nn.Sequential:

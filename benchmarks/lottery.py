@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 def search(data: Path, work: Path, seed: int) -> list[dict[str, Any]]:
     """All trainings of one seed."""
     wanted = SETTINGS
-    training, validation, test = lenet.splits(data / "mnist")
+    training, validation, test = lenet.splits(data)
     config = sec.FineTune(
         optimizer=wanted["optimizer"], lr=wanted["lr"], schedule="constant", batches=wanted["look_every"],
         epochs=wanted["steps"] // wanted["look_every"], checkpoint_epochs=wanted["steps"], progress=False,

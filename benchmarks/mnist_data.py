@@ -32,6 +32,12 @@ def read(data: Path, part: str) -> tuple[Tensor, Tensor]:
     ).long()
 
 
+def pixels(data: Path, part: str) -> tuple[Tensor, Tensor]:
+    """The same as the networks see them: [N, 1, 28, 28] in 0..1, and labels."""
+    images, labels = read(data, part)
+    return scaled(images).unsqueeze(1), labels
+
+
 def _idx(path: Path, header: int) -> np.ndarray:
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header).copy()
 

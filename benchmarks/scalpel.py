@@ -85,10 +85,10 @@ class Bench:
 
     def __init__(self, data: Path, work: Path, settings: dict[str, Any]) -> None:
         self.work, self.settings = work, settings
-        images, labels = _pixels(data, "train")
+        images, labels = mnist_data.pixels(data, "train")
         self.train = Shuffled(images[:TRAIN], labels[:TRAIN], settings["batch"])
         self.validate = _accuracy(images[TRAIN:], labels[TRAIN:])
-        self.test = _accuracy(*_pixels(data, "test"))
+        self.test = _accuracy(*mnist_data.pixels(data, "test"))
         self.example = images[:1]
 
     def run(self, cell: str) -> dict[str, Any]:
@@ -156,11 +156,6 @@ def used(cell: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the settings that decide the result of a cell."""
     other = {"simd": "nodes", "nodes": "simd"}[cell.rsplit("-", 1)[0]]
     return {name: value for name, value in settings.items() if name != other}
-
-
-def _pixels(data: Path, part: str) -> tuple[Tensor, Tensor]:
-    images, labels = mnist_data.read(data, part)
-    return mnist_data.scaled(images).unsqueeze(1), labels
 
 
 def _accuracy(images: Tensor, labels: Tensor) -> Any:

@@ -43,7 +43,7 @@ def prune(
     *,
     budget: Budget,
     kwargs: Mapping[str, Any] | None = None,
-    criterion: str = "l1",
+    criterion: str | None = None,
     options: Mapping[str, Any] | None = None,
     loss: str | Loss | None = None,
     score_batches: int = 16,
@@ -70,9 +70,10 @@ def prune(
 ) -> Result:
     """The largest network that `choose` finds within `budget`, cut from `model`, proven, and trained again if asked.
 
-    *What goes*: `criterion` with its `options`, `equalization` and `normalizer` are those of `score`; a criterion that
-    looks at data sees the first `score_batches` batches of `data` (0 for all) and `loss` (default: that of
-    `finetune`, else cross-entropy). `search`, `granularity`, `min_channels` and `floor` are those of `choose`;
+    *What goes*: `criterion` with its `options`, `equalization` and `normalizer` are those of `score` (default: `"l2"`
+    if the budget has a threshold, for norms of filters as in NVIDIA's toolkit, else `"l1"`); a criterion that looks at
+    data sees the first `score_batches` batches of `data` (0 for all) and `loss` (default: that of `finetune`, else
+    cross-entropy). `search`, `granularity`, `min_channels` and `floor` are those of `choose`;
     `exclude`, `unit` and `elementwise` those of `couple`.
     *What stays of it*: with `bias="propagate"` or `"propagate_mean"` the constants that removed channels put out are
     handed to their consumers, with `padding` as in `hand_over`; `"drop"` leaves them out.
@@ -92,6 +93,7 @@ def prune(
     check_seed(seed)
     _check(budget, exclude, data, evaluate, finetune, device, reconstruct)
     check_choice(bias, padding, data)
+    criterion = criterion or _default_criterion(budget)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
 
@@ -217,6 +219,11 @@ def _check(
         raise InputError(explain("Reconstruction needs data", next_step="pass `data=` (--data), batches of inputs"))
     if device is not None:
         find_device(device).require()
+
+
+def _default_criterion(budget: Budget) -> str:
+    """Thresholds are meant for norms of filters; without one, only the order counts."""
+    return "l1" if budget.threshold is None else "l2"
 
 
 def _loss(given: str | Loss | None, finetune: FineTune | None) -> str | Loss:

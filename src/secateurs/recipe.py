@@ -125,7 +125,7 @@ class Recipe(BaseModel):
     weights: str | None = None
     inputs: tuple[InputText, ...] = ()
     budget: BudgetField
-    criterion: str = "l1"
+    criterion: str | None = None
     options: dict[str, bool | int | float | str] | None = None
     loss: str | None = None
     score_batches: Annotated[int, Field(ge=0)] = 16

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import han, lenet, lottery
+from benchmarks import bits, han, lenet, lottery
+from benchmarks.by_seed import Study
 
 
 def draw(seed: int, number: int, kind: str, metric: float, stop: int = 100) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def test_network_and_batches() -> None:
 
 @pytest.mark.data
 def test_splits_do_not_overlap(data: Path) -> None:
-    training, validation, test = lenet.splits(data / "mnist")
+    training, validation, test = lenet.splits(data)
     assert [len(labels) for _, labels in (training, validation, test)] == [55_000, 5_000, 10_000]
     assert 0.0 <= float(training[0].min()) < float(training[0].max()) <= 1.0
     assert training[0].data_ptr() + training[0].numel() * 4 == validation[0].data_ptr()
@@ -86,19 +87,22 @@ def test_shares_and_summary_of_the_curves() -> None:
     assert len(lines) == 5
 
 
-@pytest.mark.parametrize("benchmark_", [lottery, han])
-def test_says_where_the_data_is_missing(benchmark_: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+@pytest.mark.parametrize("main", [lottery.main, han.STUDY.main, bits.STUDY.main])
+def test_says_where_the_data_is_missing(main: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", "--data", str(tmp_path)])
-    assert benchmark_.main() == 2
+    assert main() == 2
     assert str(tmp_path) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", [lottery, han])
-def test_stored_results_are_those_of_the_settings(module: Any) -> None:
-    stored = json.loads(module.OUT.read_text())
-    assert stored["settings"] == module.SETTINGS
-    if module is lottery:
-        assert stored["summary"] == lottery.summary(stored["draws"])
-        assert stored["verdict"] == lottery.verdict(stored["draws"])
-    else:
-        assert stored["summary"] == han.summary(stored["by_seed"])
+def test_stored_tickets_are_those_of_the_settings() -> None:
+    stored = json.loads(lottery.OUT.read_text())
+    assert stored["settings"] == lottery.SETTINGS
+    assert stored["summary"] == lottery.summary(stored["draws"])
+    assert stored["verdict"] == lottery.verdict(stored["draws"])
+
+
+@pytest.mark.parametrize("study", [han.STUDY, bits.STUDY])
+def test_stored_results_are_those_of_the_settings(study: Study) -> None:
+    stored = json.loads(study.out.read_text())
+    assert stored["settings"] == study.settings
+    assert stored["summary"] == study.summary(stored["by_seed"])

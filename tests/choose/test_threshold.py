@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -64,6 +64,7 @@ def test_equalization_by_hand(equalization: str, expected: list[int]):
     assert kept(model, 0.1, equalization, normalizer="none") == expected
 
 
+NESTED = ("keep_all", "geometric_mean", "arithmetic_mean", "keep_any")
 NUMBERS = st.lists(st.tuples(st.floats(0.05, 9), st.floats(0.05, 9)), min_size=2, max_size=8)
 
 
@@ -73,11 +74,18 @@ def test_equalizations_are_nested(pairs: list[tuple[float, float]], threshold: f
     from secateurs.score.equalize import equalized
 
     rows = torch.tensor(pairs, dtype=torch.float64).T
-    sets = [
-        set((equalized(rows, name) >= threshold * (1 + slack)).nonzero().flatten().tolist())
-        for name, slack in (("keep_all", 1e-9), ("geometric_mean", 0), ("arithmetic_mean", -1e-9), ("keep_any", -2e-9))
-    ]
+    sets = [set((equalized(rows, name) >= threshold).nonzero().flatten().tolist()) for name in NESTED]
     assert sets[0] <= sets[1] <= sets[2] <= sets[3]
+
+
+@given(st.floats(1e-6, 1e6), st.integers(1, 12))
+@example(0.1, 7)
+def test_layers_that_agree_on_a_unit_are_not_rounded_below_it(score: float, layers: int):
+    """The mean of seven times 0.1 is 0.09999999999999999, which a threshold of 0.1 would cut off."""
+    from secateurs.score.equalize import equalized
+
+    rows = torch.full((layers, 1), score, dtype=torch.float64)
+    assert [float(equalized(rows, name)) for name in NESTED] == [score] * 4
 
 
 @pytest.mark.parametrize("normalizer", ["max", "mean", "l2", "l2_scaled"])

@@ -46,9 +46,22 @@ def test_the_table_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"figures.html: {', '.join(WEIGHTS)}" in shown
 
 
+@pytest.mark.medium
+def test_an_artifact_adds_its_channels_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = str(tmp_path / "made")
+    assert main(["prune", *NET[1:], "--budget", "macs=0.7", "--out", made]) == 0
+    assert main([*NET, "--figures", str(tmp_path), "--plan", made]) == 0
+    assert "scores, widths" in " ".join(capsys.readouterr().out.split())
+    assert "id='widths-plot'" in (tmp_path / "figures.html").read_text()
+    other = [*NET[:-1], "2x1x8x8"]
+    assert main([*other, "--figures", str(tmp_path / "other"), "--plan", made]) == 2
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
+        (["--plan", "made"], "--plan without --figures"),
         (["--data", "toy:loader"], "--data without --figures"),
         (["--layer", "first"], "--layer without --figures"),
         (["--figures", "there", "--layer", "frist"], "did you mean 'first'"),

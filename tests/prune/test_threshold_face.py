@@ -87,6 +87,24 @@ def test_three_passes_equal_those_by_hand(net: Net, equalization: str, granulari
     assert small.stem.out_channels == small.a.conv2.out_channels == small.b.conv2.out_channels == len(decision.kept)
 
 
+def test_norms_of_filters_are_the_default_and_nothing_else_is_needed(net: Net):
+    """The call of the toolkit, which names no criterion; mean magnitudes rank other filters above the threshold."""
+    with torch.no_grad():
+        net.a.conv1.weight[::2] = 0
+        net.a.conv1.weight[::2, 0, 0, 0] = 0.3  # half of the largest norm, and next to nothing in the mean
+    ask = {
+        "budget": sec.Budget(threshold=0.1), "normalizer": "max", "granularity": 8, "min_channels": 16,
+        "equalization": "union", "exclude": [], "bias": "drop",
+    }  # fmt: skip
+    result = sec.prune(net, IMAGE, **ask)
+    kept = [item.kept for item in result.plan.groups]
+    assert result.plan.criterion == "l2"
+    assert list(kept[0]) == by_hand(net, 0.1, FOLDS["union"], 8, 16)
+    assert kept == [item.kept for item in sec.prune(net, IMAGE, criterion="l2", **ask).plan.groups]
+    assert kept != [item.kept for item in sec.prune(net, IMAGE, criterion="l1", **ask).plan.groups]
+    assert sec.prune(net, IMAGE, budget=sec.Budget(macs=0.5)).plan.criterion == "l1"
+
+
 def test_excluded_member_keeps_the_whole_group(net: Net):
     result = sec.prune(
         net, IMAGE, budget=sec.Budget(threshold=0.5), criterion="l2", normalizer="max", min_channels=4,

@@ -12,6 +12,7 @@ from torch import nn
 
 import secateurs as sec
 from secateurs.base.errors import InputError
+from secateurs.report.tables import as_text
 
 torch.set_num_threads(1)
 
@@ -71,6 +72,15 @@ def test_prints_tables_and_gives_json():
     again = json.loads(found.to_json())
     assert again["overall"]["l1"]["rho"] == found.overall["l1"].rho
     assert len(again["scores"]["oracle"]["0"]) == 8
+
+
+def test_no_number_is_broken_over_lines_however_many_criteria():
+    found = compared(None)
+    rhos = [f"{row[group].rho:+.2f}" for row in found.by_group.values() for group in row if row[group].rho is not None]
+    assert len(found.by_group) > 10
+    for width in (80, 110):
+        words = as_text(found.tables(), width).split()
+        assert all(words.count(rho) >= rhos.count(rho) for rho in set(rhos))
 
 
 def test_picture_holds_every_number():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,13 @@ class TestDrawn:
 
     def test_pictures_that_need_data_are_made_with_data(self, model: nn.Module) -> None:
         groups = groups_of(model)
+        own = replace(PLAN, graph_hash=groups.graph.hash)
         assert [picture.name for picture in figures.gallery(model, groups)] == WITHOUT_DATA
         assert [picture.name for picture in figures.gallery(model, groups, data=DATA)] == WITH_DATA
-        assert [picture.name for picture in figures.gallery(model, groups, plan=PLAN)] == [*WITHOUT_DATA, "widths"]
+        assert [picture.name for picture in figures.gallery(model, groups, plan=own)] == [*WITHOUT_DATA, "widths"]
         assert [picture.name for picture in figures.gallery(model, groups, chosen=["5"])] == ["5-dead", "scores"]
+        with pytest.raises(sec.InputError, match=r"made for another network.*000000000000.*--input"):
+            figures.gallery(model, groups, plan=PLAN)
 
     def test_dead_filters_are_framed_red_and_crossed(self, model: nn.Module) -> None:
         framed, *_ = (picture.figure for picture in figures.gallery(model, groups_of(model), data=DATA))
@@ -111,6 +115,14 @@ class TestDrawn:
         before, after = figures.draw_widths(PLAN).data
         assert (list(before.y), list(before.x), list(after.x)) == (["0"], [5], [2])
         assert list(before.text) == ["2 of 5 (40%)"]
+
+    def test_scores_that_have_no_scale_of_their_layer_are_not_said_to_be_on_one(self, model: nn.Module) -> None:
+        def titles(criterion: str) -> list[str]:
+            figure = figures.gallery(model, groups_of(model), criterion=criterion)[-1].figure
+            return [note.text for note in figure.layout.annotations] + [figure.layout.xaxis2.title.text]
+
+        assert titles("l1") == ["l1 as it is", "l1 on the scale of its layer", "score, normalised"]
+        assert titles("random") == ["random as it is", "random as it is, linear axis", "score (higher = keep)"]
 
     def test_histograms_draw_each_group_on_its_line(self) -> None:
         scores = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([4.0])}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from secateurs.couple import ChannelGroup
-from secateurs.score import CRITERIA
+from secateurs.capture import capture
+from secateurs.couple import ChannelGroup, couple
+from secateurs.score import CRITERIA, score
 from secateurs.score.criterion import Context
 from secateurs.testing.criteria import CriterionConformance
 
@@ -141,6 +144,41 @@ class TestOwnFunction(CriterionConformance):
     criterion = largest
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_says_what_one_must_know(name: str):
+    """Shapes, direction, cost, when it is a bad choice, and the paper."""
+    text = " ".join((CRITERIA[name].__doc__ or "").split())
+    for part in (r"Higher = keep", r"[Rr]ows?\b|\[size\]", r"\b[Cc]osts?\b", r"A bad choice", r", (19|20)\d\d\b"):
+        assert re.search(part, text), f"nothing like {part}"
+
+
 def test_none_is_forgotten():
     tested = {suite.criterion for suite in CriterionConformance.__subclasses__() if isinstance(suite.criterion, str)}
     assert tested == set(CRITERIA)
+
+
+class Unread(nn.Module):
+    """A layer whose output goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost, self.last, self.used, self.head = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last(torch.relu(self.lost(x)))
+        return self.head(torch.relu(self.used(x)))
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_layer_that_nothing_reads_has_scores_and_those_of_its_outputs_are_zero(name: str):
+    torch.manual_seed(0)
+    model = Unread()
+    groups = couple(capture(model, torch.zeros(1, 4)))
+    data = [(torch.randn(8, 4), torch.randint(0, 2, (8,)))]
+    options = {"without": "l2"} if name == "bn_scale" else {}
+    found = score(groups, model, name, data=data, options=options)
+    assert found.keys() == {"lost", "last", "used"}
+    assert all(bool(torch.isfinite(row).all()) for row in found.values())
+    assert found["used"].std() > 0
+    if CRITERIA[name].needs:
+        assert not found["last"].any()

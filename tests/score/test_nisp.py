@@ -181,3 +181,34 @@ def test_the_ranking_against_the_sum_over_paths(seed: int):
         walk = walk @ step
         total += walk.sum(1)
     torch.testing.assert_close(inf_fs(responses), total, rtol=1e-5, atol=1e-5)
+
+
+class Padded(nn.Module):
+    """The same network twice: zeros around what the first layer gives by `pad`, or written into a tensor of zeros."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.written = written
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = torch.relu(self.first(x))
+        if self.written:
+            wide = x.new_zeros(x.shape[0], 6, 5, 4)
+            wide[:, :, 1:] = narrow
+        else:
+            wide = F.pad(narrow, (0, 0, 1, 0))
+        return self.head(torch.relu(self.second(wide)))
+
+
+def test_what_is_written_into_a_tensor_scores_as_if_it_had_been_made_so():
+    networks = [Padded(written) for written in (False, True)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    data = [torch.randn(4, 3, 4, 4)]
+    found = [
+        sec.score(sec.couple(sec.capture(network, torch.zeros(1, 3, 4, 4))), network, "nisp", data=data)
+        for network in networks
+    ]
+    for name in ("first", "second"):
+        assert found[1][name].min() > 0
+        assert torch.allclose(found[0][name], found[1][name])

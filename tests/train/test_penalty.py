@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def test_exclusion_and_tied_weights() -> None:
     tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     tied[1].weight = tied[0].weight
     assert float(Penalty(kind="l1").value(tied)) == pytest.approx(float(tied[0].weight.abs().sum()))
+
+
+def test_exclusion_reaches_below_and_must_match_something() -> None:
+    model = nn.Sequential(OrderedDict(body=pair(), head=nn.Linear(2, 2)))
+    assert Penalty(exclude=["body"]).parameters(model).keys() == {"head.weight"}
+    assert Penalty(exclude=["body.*", "head.bias"]).parameters(model).keys() == {"head.weight"}
+    for glob, hint in (("hed", "did you mean head"), ("layer4", "such as body.0")):
+        with pytest.raises(UnknownNameError, match=f"'{glob}' matches nothing.*{hint}"):
+            Penalty(exclude=[glob]).value(model)
+    ask = FineTune(epochs=1, penalty=Penalty(exclude=["hed"]), progress=False)
+    with pytest.raises(UnknownNameError, match="'hed' matches nothing"):
+        finetune(plain(), loader(points()), ask)
 
 
 def test_run_equals_a_loop_by_hand() -> None:

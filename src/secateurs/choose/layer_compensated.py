@@ -44,9 +44,11 @@ def layer_compensated(
     oldest member dies. `evaluations` plans are judged in all, the population among them. `options` are those of
     `choose` (`granularity`, `min_channels`, `floor`, `criterion`). Every plan keeps the budget.
 
-    Costs `evaluations` calls of `fitness`, and as many global rankings. Raises `BudgetError` when the budget can not be
-    reached or leaves nothing to search for, because it fixes every group's width, and `InputError` for sizes that make
-    no search.
+    Costs `evaluations` calls of `fitness`, and as many global rankings. A bad choice where `fitness` is noisy, as on
+    few samples (the search takes what was lucky), and where there are too many groups for the evaluations.
+
+    Raises `BudgetError` when the budget can not be reached or leaves nothing to search for, because it fixes every
+    group's width, and `InputError` for sizes that make no search.
 
     Chin, Zhang, Marculescu: Layer-compensated Pruning for Resource-constrained Convolutional Neural Networks, 2018.
     """

@@ -26,6 +26,7 @@ from secateurs.cli.running import loader
 from secateurs.cost import count_graph
 from secateurs.couple import couple
 from secateurs.couple.group import Groups
+from secateurs.deliver.artifact import read_plan
 from secateurs.report.figures import gallery, write_page
 from secateurs.report.tables import inspect_tables
 
@@ -68,14 +69,23 @@ def inspect(
         str,
         typer.Option(metavar="NAME", help="Scores to show; see `secateurs list criteria`.", rich_help_panel=PICTURES),
     ] = "l1",
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Artifact that `secateurs prune --out` made of this model: shows channels before and after.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer."""
-    if figures is None and (data is not None or layer):
+    idle = [f"--{name}" for name, given in (("data", data), ("layer", layer), ("plan", plan)) if given]
+    if figures is None and idle:
         raise InputError(
             explain(
                 "There are no pictures to use this for",
-                evidence=f"{'--data' if data is not None else '--layer'} without --figures",
+                evidence=f"{', '.join(idle)} without --figures",
                 next_step="add --figures FOLDER",
             )
         )
@@ -92,7 +102,7 @@ def inspect(
         drawn = None
         if figures is not None:
             stage("figures")
-            drawn = _draw(model, network, groups, Path(figures), data, layer or [], criterion)
+            drawn = _draw(model, network, groups, Path(figures), data, layer or [], criterion, plan)
     found: dict[str, Any] = {
         "model": model,
         "hash": graph.hash,
@@ -120,9 +130,17 @@ def inspect(
 
 
 def _draw(
-    title: str, model: nn.Module, groups: Groups, folder: Path, data: str | None, layers: list[str], criterion: str
+    title: str,
+    model: nn.Module,
+    groups: Groups,
+    folder: Path,
+    data: str | None,
+    layers: list[str],
+    criterion: str,
+    plan: str | None,
 ) -> dict[str, Any]:
     """The file that was written and the names of its pictures."""
-    pictures = gallery(model, groups, data=loader(data), chosen=layers, criterion=criterion)
+    decided = None if plan is None else read_plan(plan)
+    pictures = gallery(model, groups, data=loader(data), chosen=layers, criterion=criterion, plan=decided)
     page = write_page(folder / PAGE, pictures, title)
     return {"file": str(page), "pictures": [picture.name for picture in pictures]}

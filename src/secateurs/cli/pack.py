@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from torch import Tensor, nn
@@ -11,12 +11,21 @@ from torch import Tensor, nn
 import secateurs as sec
 from secateurs.base.errors import InputError, explain
 from secateurs.base.units import BYTES
-from secateurs.cli.arguments import AsJson, OptionalFactory, Seed, Weights, build_model, existing
+from secateurs.cli.arguments import AsJson, OptionalFactory, Seed, Weights, build_model, example_inputs, existing
 from secateurs.cli.console import progress, show, show_json
 from secateurs.cli.running import loader
 from secateurs.deliver.tensors import read_state
 
 PANEL = "Quantisation"
+PackInputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="Shape of an input, such as 1x3x224x224: the file then holds the program and runs without the class. "
+        "Repeatable.",
+    ),
+]
 
 
 def pack(
@@ -29,6 +38,7 @@ def pack(
     ] = None,
     model: OptionalFactory = None,
     weights: Weights = None,
+    inputs: PackInputs = None,
     share: Annotated[
         str | None,
         typer.Option(metavar="BITS", help="Share weights: 5, or by layer: 'conv*=8,fc*=5'.", rich_help_panel=PANEL),
@@ -81,10 +91,27 @@ def pack(
             data=loader(data),
             batches=batches,
             biases=biases,
+            example_inputs=called_with(inputs, seed),
             gzip=gzip,
             seed=seed,
         )
     show_json({**ledger.to_json(), "path": out}) if json else show([ledger.table(), f"{out}: {ledger.summary()}"])
+
+
+def called_with(shapes: list[str] | None, seed: int) -> Any:
+    """Example inputs of these shapes: a tuple, or a dict where all have names. None without shapes."""
+    if not shapes:
+        return None
+    args, named = example_inputs(shapes, seed)
+    if args and named:
+        raise InputError(
+            explain(
+                "Inputs are given by position or by name, not both",
+                evidence=f"--input {' --input '.join(shapes)}",
+                next_step="name all of them: --input x=1x3x224x224",
+            )
+        )
+    return named or args
 
 
 def parse_bits(text: str, option: str) -> int | dict[str, int | None]:

@@ -55,11 +55,13 @@ def prune(
         typer.Option(metavar="FILE", help="YAML file with the whole request, instead of options."),
     ] = None,
     criterion: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME", help="How channels are scored; see `secateurs list criteria`.", rich_help_panel=CUT
+            metavar="NAME",
+            help="How channels are scored; see `secateurs list criteria`. Default: l2 for a threshold, else l1.",
+            rich_help_panel=CUT,
         ),
-    ] = "l1",
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(

@@ -175,12 +175,17 @@ class GraphModule(nn.Module):
 
     @classmethod
     def from_json(cls, text: str, tensors: Mapping[str, Tensor]) -> GraphModule:
-        """The module back from `to_json` and its state dict. Raises `ArtifactError` if they do not fit each other."""
+        """The module back from `to_json` and its state dict. Raises `ArtifactError` if they do not fit each other.
+
+        Tensors may be there under further names that they had in the original.
+        """
         missing = {leaf[0] for leaf in _leaf_names(text)} - set(tensors)
         if missing:
             raise ArtifactError(explain("The tensors do not fit the graph", evidence=f"`{min(missing)}` is missing"))
         module = cls(graph_from_json(text, tensors), tensors)
-        module.load_state_dict(dict(tensors))
+        graph = module.graph
+        further = {name for leaf in (*graph.leaves, *graph.unread) for name in leaf.names[1:]}
+        module.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in further})
         return module
 
     def extra_repr(self) -> str:

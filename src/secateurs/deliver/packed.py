@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateurs.base.errors import ArtifactError, InputError, explain
-from secateurs.cut.form import GraphModule
+from secateurs.base.errors import InputError, explain
 from secateurs.deliver.artifact import built
+from secateurs.deliver.program import from_program, programmed, without_constants
 from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
 from secateurs.deliver.within import mixed_bits
@@ -38,6 +38,7 @@ def pack(
     batches: int = 16,
     biases: int | None = None,
     coded: Mapping[str, Coded] | None = None,
+    example_inputs: Any = None,
     metadata: Mapping[str, Any] | None = None,
     gzip: bool = False,
     original: nn.Module | State | None = None,
@@ -51,19 +52,22 @@ def pack(
     (0 for all), makes them err where it matters least. `biases`: bits of integers for the biases of layers. Without any
     of these nothing is quantised: what `unpack` gives is what was packed, bit for bit (-0.0 becomes +0.0).
 
-    Zeros are left out where that is smaller. A model in graph form brings its program along. `gzip` adds what gzip
-    makes of the float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were
-    quantised elsewhere, by name. The model is not modified.
+    Zeros are left out where that is smaller. With `example_inputs` (what the model is called on: a tensor, a tuple, or
+    a dict of keyword arguments) the file holds the program too, proven to give the same outputs, so that `unpack` runs
+    it without the class; a model in graph form always brings its program along. `gzip` adds what gzip makes of the
+    float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were quantised
+    elsewhere, by name. The model is not modified.
 
     Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
-    `WriteError` when the disk does not take it.
+    `WriteError` when the disk does not take it; with `example_inputs`, what `capture` and `cut` raise.
     """
     subject, own = unwrapped(model)
+    program = None if example_inputs is None else programmed(subject, example_inputs)
     asked = {"share": share, "integers": integers, "bytes": bytes}
     if own and any(value is not None for value in asked.values()):
         raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
     found = _quantised(subject, **asked, data=data, batches=batches, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
-    whole = contents(subject, {**own, **found, **(coded or {})}, biases)
+    whole = contents(subject, {**own, **found, **(coded or {})}, biases, program)
     write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
     book = ledger(packed)
@@ -79,6 +83,8 @@ def unpack(
 ) -> nn.Module | dict[str, Tensor]:
     """The model in a packed file, in eval mode: of the class that `build` gives, or in graph form; else its state.
 
+    It comes in graph form, without any class, when the file was written with `example_inputs`, or of such a model.
+
     `build`: a class or function without arguments that makes a model with tensors of these names, shapes and types.
     `limit`: bytes to which the file may decode.
 
@@ -90,17 +96,12 @@ def unpack(
     state = _all(packed)
     if build is not None:
         model = built(build)
+        if program is not None:
+            state = without_constants(program, state, model, str(path))
         give_biases(model, state)
         load_into(model, state, str(path))
         return model.eval()
-    if program is None:
-        return state
-    try:
-        return GraphModule.from_json(program, state).eval()
-    except (ArtifactError, RecursionError, RuntimeError) as error:
-        raise ArtifactError(
-            explain("The packed program cannot be used", where=str(path), evidence=str(error)[:500])
-        ) from error
+    return state if program is None else from_program(program, state, str(path))
 
 
 def _quantised(

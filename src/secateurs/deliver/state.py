@@ -52,8 +52,15 @@ def unwrapped(model: Subject) -> tuple[nn.Module | State, dict[str, Coded]]:
     return model, {}
 
 
-def contents(model: nn.Module | State, coded: Mapping[str, Coded], biases: int | None = None) -> Contents:
+def contents(
+    model: nn.Module | State,
+    coded: Mapping[str, Coded],
+    biases: int | None = None,
+    program: GraphModule | None = None,
+) -> Contents:
     """Everything of the model: `coded` by name, biases of layers as integers of so many bits, the rest as it is.
+
+    A `program`, which is the model itself if it is in graph form, goes along with its constants.
 
     Raises `InputError` for codes that are not those of the model, and for tensors that no file holds.
     """
@@ -61,7 +68,12 @@ def contents(model: nn.Module | State, coded: Mapping[str, Coded], biases: int |
     _check_coded(coded, state)
     given = {**({} if biases is None else coded_biases(state, biases)), **coded}
     tensors = {name: given[name] if name in given else _plain(name, tensor) for name, tensor in state.items()}
-    return Contents(tensors, tied, {GRAPH: model.to_json()} if isinstance(model, GraphModule) else {})
+    program = model if isinstance(model, GraphModule) else program
+    if program is None:
+        return Contents(tensors, tied, {})
+    for name in program.constant_names:
+        tensors.setdefault(name, _plain(name, program.get_buffer(name)))
+    return Contents(tensors, tied, {GRAPH: program.to_json()})
 
 
 def state_of(model: nn.Module | State) -> State:

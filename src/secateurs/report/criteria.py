@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ from secateurs.report.tables import as_text
 from secateurs.score.criterion import CRITERIA
 from secateurs.score.score import score
 from secateurs.score.study import Correlation, correlation
+
+ACROSS = 7
+"""Criteria side by side in one table."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class CriteriaComparison:
         parts: list[RenderableType] = [
             Text(f"Spearman correlation with {self.reference!r}, 95% bootstrap intervals over units"),
             self._overall_table(),
-            self._group_table(),
+            *self._group_tables(),
         ]
         return [*parts, *(Text(f"Left out: {name}: {why}") for name, why in self.skipped.items())]
 
@@ -70,16 +73,19 @@ class CriteriaComparison:
             table.add_row(Text(name), _rho(found.rho), span, _rho(float(np.median(rhos)) if rhos else None))
         return table
 
-    def _group_table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("group", overflow="fold")
-        for name in ("units", *self.by_group):
-            table.add_column(Text(name), justify="right", overflow="fold")
-        groups = self.scores[self.reference]
-        for group, reference in groups.items():
-            row = [_rho(found[group].rho) for found in self.by_group.values()]
-            table.add_row(Text(group), str(len(reference)), *row)
-        return table
+    def _group_tables(self) -> Iterator[Table]:
+        """Groups down, criteria across, so many to a table that no number is broken over lines."""
+        names = list(self.by_group)
+        for some in (names[start : start + ACROSS] for start in range(0, len(names), ACROSS)):
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+            table.add_column("group", overflow="fold")
+            for name in ("units", *some):
+                table.add_column(Text(name), justify="right", overflow="fold", min_width=5)
+            for group, reference in self.scores[self.reference].items():
+                table.add_row(
+                    Text(group), str(len(reference)), *(_rho(self.by_group[name][group].rho) for name in some)
+                )
+            yield table
 
     def plot_data(self) -> dict[str, Any]:
         """What `figure` draws: criteria, their overall correlation with interval, and a point per group."""
@@ -106,7 +112,9 @@ class CriteriaComparison:
             "array": [0 if found.high is None else found.high - rho for _, rho, found in drawn],
             "arrayminus": [0 if found.low is None else rho - found.low for _, rho, found in drawn],
         }
-        bars = go.Bar(x=known, y=[rho for _, rho, _ in drawn], error_y=error, marker_color=BLUE, name="all units")
+        bars = go.Bar(
+            x=known, y=[rho for _, rho, _ in drawn], error_y=error, marker_color=BLUE, name="all units, 95% interval"
+        )
         dots = [(name, rho, group) for name in known for group, rho in data["groups"][name].items() if rho is not None]
         points = go.Scatter(
             x=[name for name, _, _ in dots],

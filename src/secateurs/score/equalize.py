@@ -17,26 +17,34 @@ Equalize = Callable[[Tensor], Tensor]
 Normalize = Callable[[Tensor], Tensor]
 
 
+def _arithmetic(rows: Tensor) -> Tensor:
+    """Never outside what it is the mean of: rounding must not take a unit below a threshold that every layer meets."""
+    return rows.mean(0).clamp(rows.amin(0), rows.amax(0))
+
+
 def _geometric(rows: Tensor) -> Tensor:
-    return rows.clamp_min(0).log().mean(0).exp()
+    rows = rows.clamp_min(0)
+    return rows.log().mean(0).exp().clamp(rows.amin(0), _arithmetic(rows))
 
 
 EQUALIZATIONS: dict[str, Equalize] = {
-    "arithmetic_mean": lambda rows: rows.mean(0),
+    "arithmetic_mean": _arithmetic,
     "geometric_mean": _geometric,
     "keep_any": lambda rows: rows.amax(0),
     "keep_all": lambda rows: rows.amin(0),
     "sum": lambda rows: rows.sum(0),
     "max": lambda rows: rows.amax(0),
     "min": lambda rows: rows.amin(0),
-    "mean": lambda rows: rows.mean(0),
+    "mean": _arithmetic,
     "union": lambda rows: rows.amax(0),
     "intersection": lambda rows: rows.amin(0),
 }
 """How the rows of coupled layers become one. `keep_any` (alias `union`, of the sets of *kept* channels): a unit is
 worth what the layer that values it most thinks, so at any threshold it is kept if at least one layer keeps it.
 `keep_all` (alias `intersection`, of the *kept* sets): it is kept only if every layer keeps it. `geometric_mean` is 0
-where any layer gives 0 (or less). `mean`, `max` and `min` are short for the first, third and fourth."""
+where any layer gives 0 (or less). Of scores that are not negative, at any threshold `keep_all` keeps no unit that
+`geometric_mean` does not, that none that `arithmetic_mean` does not, and that none that `keep_any` does not. `mean`,
+`max` and `min` are short for the first, third and fourth."""
 
 NORMALIZERS: dict[str, Normalize] = {
     "none": lambda rows: rows,

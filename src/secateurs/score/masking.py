@@ -224,6 +224,8 @@ class _Run:
             return None
         if self._behind is None or self._behind.position != trunk.position + 1:
             self._behind = self.program.run(self.program.branch(trunk), trunk.position + 1)
+        if product.output not in self._behind.values:  # nothing reads it: already forgotten
+            return None
         state = rows.take(self._behind, samples)
         result = state.values[product.output]
         x = trunk.values[product.value]

@@ -44,9 +44,11 @@ class Penalty:
     `strength` is a number, or `"balance"`: measured once before the first step so that the penalty equals the main
     loss, `mean loss / penalty` over at most `batches` batches, and fixed from then on.
 
-    `exclude` leaves out parameters whose name, or whose module's path, matches one of these globs.
+    `exclude` leaves out parameters whose name, or whose module's path, matches one of these globs, and those of all
+    that lies below such a path, as in `couple`.
 
-    Raises `UnknownNameError` for an unknown kind and `InputError` for a number out of range.
+    Raises `UnknownNameError` for an unknown kind, or in training for a glob that matches nothing, and `InputError` for
+    a number out of range.
     """
 
     kind: str = "filter_norm"
@@ -79,15 +81,19 @@ class Penalty:
         return {**asdict(self), "exclude": list(self.exclude)}
 
     def parameters(self, model: nn.Module) -> dict[str, Tensor]:
-        """What it is taken over, by name, tied parameters once. Raises `InputError` when that is nothing."""
+        """What it is taken over, by name, tied parameters once.
+
+        Raises `InputError` when that is nothing, and `UnknownNameError` for a glob of `exclude` that matches nothing.
+        """
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
+        self._check_exclude(model)
         for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 full = f"{path}.{name}" if path else name
                 norm = isinstance(module, _BatchNorm) and name == "weight"
                 wanted = norm if self.kind == "bn_scale" else parameter.dim() > 1
-                left_out = any(fnmatchcase(full, glob) or fnmatchcase(path, glob) for glob in self.exclude)
+                left_out = any(_matches(full, glob) for glob in self.exclude)
                 if wanted and parameter.requires_grad and not left_out and id(parameter) not in seen:
                     found[full] = parameter
                     seen.add(id(parameter))
@@ -102,6 +108,21 @@ class Penalty:
                 )
             )
         return found
+
+    def _check_exclude(self, model: nn.Module) -> None:
+        for glob in self.exclude:
+            parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+            if not any(_matches(name, glob) for name in parameters):
+                names = list(dict.fromkeys(name.rpartition(".")[0] for name in parameters if "." in name))
+                close = nearest(glob, (*names, *parameters))
+                raise UnknownNameError(
+                    explain(
+                        f"The penalty's exclusion {glob!r} matches nothing",
+                        where="Penalty(exclude=...)",
+                        evidence=f"{len(names)} modules hold parameters, such as {', '.join(names[:5])}",
+                        next_step=f"did you mean {', '.join(close)}?" if close else "",
+                    )
+                )
 
     def value(self, model: nn.Module) -> Tensor:
         """The penalty without its strength: a differentiable scalar >= 0. Raises `InputError`."""
@@ -136,6 +157,11 @@ def balanced(penalty: Penalty, model: nn.Module, data: Iterable[Any], loss: Loss
             )
         )
     return mean / size
+
+
+def _matches(parameter: str, glob: str) -> bool:
+    module = parameter.rpartition(".")[0]
+    return fnmatchcase(parameter, glob) or fnmatchcase(module, glob) or module.startswith(glob + ".")
 
 
 def _unusable(field: str, value: object, next_step: str) -> InputError:

@@ -40,6 +40,9 @@ class Soft:
     linear layers; embeddings and weights that are computed (weight norm) keep their group out. `exclude` keeps out
     what matches, as in `couple`.
 
+    Costs one look at the weights for each of these epochs. A bad choice for a training of few epochs, in which filters
+    have no time to come back, and where layers differ in how much they can lose: all lose the same share.
+
     Raises `UnknownNameError` for an unknown norm and `InputError` for a number out of range.
     """
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_text
 from secateurs.choose.plan import Plan
 from secateurs.couple.group import Groups
@@ -54,11 +55,19 @@ def gallery(
     `chosen` names convolutions or linear layers; default: the first one and one in the middle. `data` gives batches
     `(inputs, target)` or inputs, of which the first `batches` are looked at. `plan` adds its widths.
 
-    Raises `InputError` when Plotly is not installed or the data does not fit, `UnknownNameError` for a layer that the
-    network does not have or a criterion that does not exist.
+    Raises `InputError` when Plotly is not installed, the data does not fit or the plan is one for another network,
+    `UnknownNameError` for a layer that the network does not have or a criterion that does not exist.
     """
     plotly()
     graph = groups.graph
+    if plan is not None and plan.graph_hash != graph.hash:
+        raise InputError(
+            explain(
+                "The plan was made for another network, or for inputs of another shape",
+                evidence=f"it is for graph {plan.graph_hash[:12]}, this is {graph.hash[:12]}",
+                next_step="capture the original that was pruned, with the inputs that it was pruned with (--input)",
+            )
+        )
     mine = pick(graph, chosen) if chosen else _defaults(layers(graph))
     seen = None if data is None else activities(model, graph, data, mine, limit=batches)
     tensors = tensors_of(groups, model)
@@ -133,8 +142,8 @@ _APOZ = (
 )
 _SCORES = (
     "One line per group of coupled channels, in the order of the run. On the left scores as they are: one threshold "
-    "over all layers would empty those that lie far left. On the right each divided by its layer's own scale, which is "
-    "what a search over all layers ranks."
+    "over all layers would empty those that lie far left. On the right what a search over all layers ranks: each "
+    "divided by its layer's own scale, if the criterion has one."
 )
 _WIDTHS = "Groups from which nothing may be removed are left out."
 

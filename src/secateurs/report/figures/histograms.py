@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,10 +53,14 @@ def histograms(scores: Mapping[str, Tensor], bins: int = BINS, *, log: bool = Fa
 def draw_histograms(raw: Mapping[str, Tensor], scaled: Mapping[str, Tensor], criterion: str) -> Any:
     """One line per group: on the left its scores as they are (logarithmic), on the right as groups are compared.
 
+    Where both are the same, because the criterion compares scores as they are, the right differs in its axis only.
+
     `raw` and `scaled` are `{group: [units]}` of the same groups. A Plotly figure. Raises `InputError` when Plotly
     is not installed.
     """
-    titles = [f"{criterion} as it is", f"{criterion} on the scale of its layer"]
+    same = all(torch.equal(row, scaled[name]) for name, row in raw.items())
+    right = f"{criterion} as it is, linear axis" if same else f"{criterion} on the scale of its layer"
+    titles = [f"{criterion} as it is", right]
     figure = panels(1, 2, titles, shared_yaxes=True, horizontal_spacing=0.04)
     for column, (scores, log) in enumerate(((raw, True), (scaled, False)), 1):
         found = histograms(scores, log=log)
@@ -63,7 +68,7 @@ def draw_histograms(raw: Mapping[str, Tensor], scaled: Mapping[str, Tensor], cri
             _ridge(figure, found, place, f"{name} ({int(found.counts[place].sum())})", column)
     count = len(raw)
     figure.update_xaxes(type="log", dtick=1, title_text="score (higher = keep)", row=1, col=1)
-    figure.update_xaxes(title_text="score, normalised", row=1, col=2)
+    figure.update_xaxes(title_text="score (higher = keep)" if same else "score, normalised", row=1, col=2)
     labels = [f"{name}" for name in raw]
     figure.update_yaxes(
         tickvals=list(range(0, -count, -1)), ticktext=labels, range=[-count + 0.8, 1.1], zeroline=False, ticks=""

@@ -11,8 +11,9 @@ from secateurs.score.criterion import Context, criterion
 def l1(group: ChannelGroup, context: Context) -> Tensor:
     """`mean |W[k]|` over the weights that produce unit k; biases do not count. Higher = keep.
 
-    Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance, as before a
-    normalisation layer, which undoes any scale. Ranks like the sum form inside one layer.
+    Rows: one per layer that produces the channels. Needs no data. Free of cost. A bad choice where scales differ for
+    other reasons than importance, as before a normalisation layer, which undoes any scale. Ranks like the sum form
+    inside one layer.
 
     Li et al., Pruning Filters for Efficient ConvNets, 2017 (the sum form).
     """

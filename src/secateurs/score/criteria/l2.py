@@ -11,7 +11,11 @@ from secateurs.score.criterion import Context, criterion
 def l2(group: ChannelGroup, context: Context) -> Tensor:
     """`sqrt(sum W[k]^2)` over the weights that produce unit k; biases do not count. Higher = keep.
 
-    Needs no data. Free of cost. A bad choice where scales differ for other reasons than importance.
+    Rows: one per layer that produces the channels. Needs no data. Free of cost. A bad choice where scales differ for
+    other reasons than importance, as before a normalisation layer, which undoes any scale; small norms mean most after
+    training with a penalty on them.
+
+    He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks, 2018 (also NVIDIA's TLT / TAO).
     """
     return context.rows(
         group,

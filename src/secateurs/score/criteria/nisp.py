@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
+from secateurs.capture.fold import writes
 from secateurs.capture.graph import Node
 from secateurs.capture.program import BatchAxis, Read, follows_inputs
 from secateurs.capture.run import last_use
@@ -186,6 +188,7 @@ def _backward(
             for out, result in zip(node.outputs, run_node(node, read, run.moving), strict=True):
                 if out is not None:
                     run.put(out, result)
+            run.overwritten(node)
             for value in done.get(node.index, ()):
                 run.values.pop(value, None)
         if total.requires_grad:
@@ -197,7 +200,8 @@ class _Run:
     """The values of a run of the stand-ins, and in `found` the gradients of those that consumers read."""
 
     def __init__(self, context: Context) -> None:
-        graph = context.groups.graph
+        graph = self.graph = context.groups.graph
+        self.hooks: dict[int, Any] = {}
         self.moving = follows_inputs(graph)
         self.wanted = {tap.value for taps in context.taps.values() for tap in taps} & self.moving
         self.leaves = {leaf.value: _absolute(context.tensors[leaf.name]) for leaf in graph.leaves}
@@ -210,12 +214,27 @@ class _Run:
     def put(self, value: int, tensor: Tensor) -> None:
         tensor = tensor.double() if tensor.is_floating_point() else tensor  # operators that make tensors say their type
         if value in self.moving and tensor.is_floating_point() and not tensor.requires_grad:
-            tensor = tensor.detach().requires_grad_()
+            tensor = tensor.detach().requires_grad_().clone()  # a leaf could not be written into
         if value in self.wanted and tensor.requires_grad:
             tensor = tensor.view_as(tensor)
             self.found[value] = torch.zeros_like(tensor)
-            tensor.register_hook(lambda gradient: self.found.__setitem__(value, gradient.detach()))  # type: ignore[no-untyped-call]
+            self._watch(value, tensor)
         self.values[value] = tensor
+
+    def overwritten(self, node: Node) -> None:
+        """What the node has written into is now something else: the gradients of that are wanted."""
+        storages = {self.graph.values[value].storage for value in writes(node)}
+        for value in self.hooks.keys() & self.values.keys():
+            if self.graph.values[value].storage in storages:
+                self._watch(value, self.values[value])
+
+    def _watch(self, value: int, tensor: Tensor) -> None:
+        if value in self.hooks:
+            self.hooks[value].remove()
+        assert tensor.grad_fn is not None  # asking also tells a view what has been written: hooks go to what is known
+        self.hooks[value] = tensor.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self.found.__setitem__(value, gradient.detach())
+        )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

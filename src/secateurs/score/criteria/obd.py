@@ -28,7 +28,7 @@ DIAGONALS: dict[str, Estimate] = {
 def obd(group: ChannelGroup, context: Context, *, diagonal: str = "fisher", probes: int = 32, draws: int = 0) -> Tensor:
     """`sum 0.5*h_s*w_s^2` over the weights s that produce unit k, h the diagonal of the Hessian of the mean loss.
 
-    `diagonal` says how h is found:
+    `diagonal` says how h is found and what that costs:
 
     - `"fisher"`: mean squared gradients of single samples. One forward and backward pass, at most a few times as dear.
     - `"gauss_newton"`: the outputs' slopes around the curvature of the loss, exact, whatever the labels are for
