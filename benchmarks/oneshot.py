@@ -3,6 +3,7 @@
     python -m benchmarks.oneshot --data ../shared/data                   # whatever is missing, most telling first
     python -m benchmarks.oneshot --data ../shared/data --minutes 30      # starts no cell after half an hour
     python -m benchmarks.oneshot --data ../shared/data --again taylor    # forgets those cells and their scores first
+    python -m benchmarks.oneshot --data ../shared/data --networks mobilenet
 
 A cell is a network, a criterion, a share of the MACs and a search. Each gives top-1 accuracy right after the cut, with
 batch-norm statistics measured afresh, and with every layer that lost inputs refitted to what it put out in the original
@@ -36,7 +37,7 @@ from torch import Tensor
 
 import secateurs as sec
 from benchmarks.ledger import code_version
-from benchmarks.oneshot_cells import SETTINGS, SLOW, Batches, Bench, build, cells, wanted_of
+from benchmarks.oneshot_cells import NETWORKS, SETTINGS, SLOW, Batches, Bench, build, cells, wanted_of
 from benchmarks.oneshot_tables import Key, Row, bar, figure, key, merged, missing, plot_data, tables
 from secateurs.base.files import write_text
 from secateurs.base.journal import Journal
@@ -189,15 +190,15 @@ def main() -> int:
     for network, criterion, _, _ in wanted:
         if criterion in arguments.again:
             comparison.journal(network, criterion).unlink(missing_ok=True)
+    write(OUT, rows, wanted)
     started = time.monotonic()
-    for cell in missing(wanted, rows):
+    for cell in [cell for cell in missing(wanted, rows) if cell[0] in arguments.networks]:
         if arguments.minutes is not None and time.monotonic() - started > 60 * arguments.minutes:
             break
         row = comparison.run(cell)
-        rows = merged(rows, row)
+        rows = merged(stored(OUT), row)  # others may run other networks meanwhile
         write(OUT, rows, wanted)
         print(*key(row), row.get("accuracy") or row["refused"], flush=True)
-    write(OUT, rows, wanted)
     Console(width=120).print(*tables(rows))
     left = missing(wanted, rows)
     print(f"{len(rows)} cells, {len(left)} missing; bar: {bar(rows)}")
@@ -212,6 +213,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.oneshot", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of images, weights")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="the others stay as stored")
     parser.add_argument("--minutes", type=float, help="start no cell after so many")
     parser.add_argument("--again", nargs="+", default=[], metavar="CRITERION", help="forget these and run them again")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "oneshot", help="journals of scores, and the plot")

@@ -16,6 +16,7 @@ from benchmarks.oneshot_tables import Key
 
 SHARES = (0.8, 0.7, 0.6, 0.5)
 PHOTO_NETWORKS = ("mobilenet", "squeezenet")
+NETWORKS = ("resnet56", *PHOTO_NETWORKS)
 ORDERS = frozenset({"thinet", "lasso"})
 """Criteria that put the units of a layer in order and say nothing about how layers compare."""
 
