@@ -14,6 +14,9 @@ from secateurs.pack.encode import encode
 _SURE = 64
 """Bytes beside a bitmap that a sparse form never takes."""
 
+_SMALL = 4096
+"""Entries up to which both forms are tried whatever the zeros save: dense values may be split, too."""
+
 
 def plain(values: NDArray[Any], dtype: str) -> Coded:
     """`values` of any shape as a coded tensor that decodes to `dtype`, sparse if its file is smaller so.
@@ -27,9 +30,10 @@ def plain(values: NDArray[Any], dtype: str) -> Coded:
         return Coded(values.shape, Raw(flat.reshape(-1)), dtype=dtype)
     kept = np.asarray(~zero)
     sparse = Coded(values.shape, Raw(flat[kept]), kept, dtype)
-    if zeros * values.itemsize > values.size / 8 + _SURE or encode(sparse).bytes + 8 < values.nbytes:
+    if values.size > _SMALL and zeros * values.itemsize > values.size / 8 + _SURE:
         return sparse
-    return Coded(values.shape, Raw(np.where(zero, values.dtype.type(0), flat).reshape(-1)), dtype=dtype)
+    dense = Coded(values.shape, Raw(np.where(zero, values.dtype.type(0), flat).reshape(-1)), dtype=dtype)
+    return sparse if encode(sparse).size < encode(dense).size else dense
 
 
 def _is_zero(values: NDArray[Any], dtype: str) -> Bools:
