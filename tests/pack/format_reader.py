@@ -18,6 +18,7 @@ TYPES = (
 )
 SIZES = (1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 8)
 RELATIVE, BITMAP, CSR, GROUPS, STRIDED, CONTEXT = 1, 2, 3, 4, 5, 6
+LAYOUTS = {9: (5, 10), 10: (8, 7), 11: (8, 23)}
 PARAMETERS = {RELATIVE: 2, BITMAP: 1, CSR: 0, GROUPS: 1, STRIDED: 0, CONTEXT: 2}
 STREAMS = {RELATIVE: 1, BITMAP: 1, CSR: 2, GROUPS: 2, STRIDED: 2, CONTEXT: 1}
 
@@ -66,7 +67,9 @@ class File:
 
 def read(data: bytes) -> File:
     source = Bytes(data)
-    assert source.take(8) == b"\x89SEC\r\n\x1a\n" and source.u(4) == 2
+    assert source.take(8) == b"\x89SEC\r\n\x1a\n"
+    version = source.u(4)
+    assert version in (2, 3)
     length = source.u(4)
     assert source.u(8) == len(data)
     header = Bytes(source.take(length))
@@ -80,6 +83,7 @@ def read(data: bytes) -> File:
     before = b""
     for _ in range(header.varint()):
         record, before = read_record(header, before)
+        assert record["content"] < (3 if version == 2 else 4)
         records.append(record)
     assert header.at == len(header.data)
     for name, stored, plain, crc in texts:
@@ -102,7 +106,7 @@ def read_record(header: Bytes, before: bytes) -> tuple[dict[str, Any], bytes]:
     shape = [header.varint() for _ in range(header.varint())]
     kind, content, index = header.u(1), header.u(1), header.u(1)
     stored, content = divmod(content, 16)
-    assert stored < 3 if content else stored == 0
+    assert stored < 3 if content in (1, 2) else stored == 0
     record: dict[str, Any] = {
         "stored": stored,
         "names": names,
@@ -117,7 +121,9 @@ def read_record(header: Bytes, before: bytes) -> tuple[dict[str, Any], bytes]:
         record["levels"] = header.varint()
     if content == 2:
         record["bits"], record["axis"] = header.u(1), header.u(1)
-    streams = (STREAMS[index] if index else 0) + (content != 0)
+    if content == 3:
+        record["least"], record["spare"] = header.u(1), header.u(1)
+    streams = (STREAMS[index] if index else 0) + (0, 1, 1, 2)[content]
     record["streams"] = [(header.u(1), header.varint(), header.varint()) for _ in range(streams)]
     record["crc"] = header.u(4)
     return record, before
@@ -128,7 +134,7 @@ def read_tensor(source: Bytes, record: dict[str, Any]) -> Tensor:
     shape = record["shape"]
     streams = iter([(coder, source.take(table), source.take(payload)) for coder, table, payload in record["streams"]])
     floats: list[float] = []
-    if record["content"]:
+    if record["content"] in (1, 2):
         count = record["levels"] if record["content"] == 1 else shape[record["axis"] - 1] if record["axis"] else 1
         floats = [read_float(source, record["stored"]) for _ in range(count)]
     positions = read_positions(record, streams)
@@ -141,6 +147,17 @@ def read_tensor(source: Bytes, record: dict[str, Any]) -> Tensor:
             align = 64 if stored * size >= 4096 else size
             assert not any(source.take(-source.at % align))
         values = [source.take(size) for _ in range(stored)]
+        real = [any(value) if fillers else True for value in values]  # type: ignore[arg-type]
+    elif record["content"] == 3:
+        wide, fraction = LAYOUTS[record["type"]]
+        least, spare = record["least"], record["spare"]
+        exponents = read_stream(next(streams), stored, 2**wide - least)
+        rests = read_stream(next(streams), stored, 2 ** (1 + fraction - spare))
+        values = []
+        for exponent, rest in zip(exponents, rests, strict=True):
+            sign, low = divmod(rest * 2**spare, 2**fraction)
+            bits = (sign * 2**wide + least + exponent) * 2**fraction + low
+            values.append(bits.to_bytes(SIZES[record["type"]], "little"))
         real = [any(value) if fillers else True for value in values]  # type: ignore[arg-type]
     else:
         bound = (record["levels"] if record["content"] == 1 else 2 ** record["bits"] - 1) + (fillers > 0)

@@ -80,7 +80,7 @@ def test_every_coder_encoding_and_content_is_among_the_samples() -> None:
     assert {stream.coder for record in records for stream in record.streams} == {CODERS[name].code for name in CODERS}
     used = {record.index for record in records}
     assert used >= {0} | {ENCODINGS[name].code for name in ENCODINGS if name != "csr"}
-    assert {record.content for record in records} == {0, 1, 2}
+    assert {record.content for record in records} == {0, 1, 2, 3}
     assert {record.table for record in records} == set(TABLES)
 
 

@@ -33,14 +33,14 @@ class WriteError(SecateursError):
     """A file or folder could not be written; whatever was there before is unchanged."""
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`. Raises `WriteError`; the old file is then unchanged."""
+def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+    """Replace the file at `path` by `parts`, end to end. Raises `WriteError`; the old file is then unchanged."""
     target = Path(path)
     with _reporting(target):
         partial = _sibling(target)
         try:
             with partial.open("xb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)

@@ -37,6 +37,8 @@ def pack_bits(numbers: NDArray[np.integer[Any]], width: int) -> bytes:
     kind = smallest(width)
     if width in (8, 16, 32):
         return numbers.astype(kind).tobytes()
+    if width == 24:
+        return numbers.astype(kind).view(np.uint8).reshape(-1, kind.itemsize)[:, :3].tobytes()
     parts = []
     for start in range(0, numbers.size if width else 0, _BLOCK):
         block = numbers[start : start + _BLOCK].astype(kind)
@@ -58,6 +60,10 @@ def unpack_bits(data: Buffer, count: int, width: int) -> Numbers:
         return np.zeros(count, dtype=kind)
     if width in (8, 16, 32):
         return np.frombuffer(data, dtype=kind)
+    if width == 24:
+        wide = np.zeros((count, kind.itemsize), dtype=np.uint8)
+        wide[:, :3] = np.frombuffer(data, dtype=np.uint8).reshape(count, 3)
+        return wide.view(kind).reshape(count)
     used = count * width % 8
     if used and data[-1] >> used:
         raise refused("a bit behind the last packed number is set")

@@ -22,12 +22,17 @@ from secateurs.base.files import write_bytes
 from secateurs.pack.coded import Coded
 from secateurs.pack.decode import decode, widened
 from secateurs.pack.encode import encode
-from secateurs.pack.record import Layout, Record, read_record, require_name
+from secateurs.pack.record import SPLIT, STREAMS, Layout, Record, read_record, require_name
 from secateurs.pack.refuse import refused
 from secateurs.pack.varint import Cursor, varint
 
 MAGIC = b"\x89SEC\r\n\x1a\n"
-VERSION = 2
+VERSION = 3
+"""The newest; version 2 is the same without split values, and what is written when there are none."""
+
+CONTENTS = {2: SPLIT, VERSION: len(STREAMS)}
+"""How many contents a version knows."""
+
 PREFIX = len(MAGIC) + 4 + 4 + 8
 """Bytes before the header: magic, version, length of the header, length of the file."""
 
@@ -66,6 +71,16 @@ def to_bytes(
     `tied`: other names of tensors. `metadata`: anything that is JSON. `texts`: further texts by name.
     Raises `InputError` for names, tensors or metadata that a file cannot hold.
     """
+    return b"".join(_chunks(tensors, metadata, tied, texts))
+
+
+def _chunks(
+    tensors: Mapping[str, Coded],
+    metadata: Mapping[str, Any] | None,
+    tied: Mapping[str, str] | None,
+    texts: Mapping[str, str] | None,
+) -> list[bytes | memoryview]:
+    """The file in pieces."""
     aliases = _aliases(tensors, tied or {})
     bodies = [_body(name, text) for name, text in _texts(metadata, texts or {}).items()]
     thorough = is_small(tensors)
@@ -85,9 +100,10 @@ def to_bytes(
         chunks += mine
         at = layout.end
     header = header_bytes([item[0] for item in bodies], records)
-    prefix = MAGIC + VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
+    version = next(version for version in CONTENTS if all(item.content < CONTENTS[version] for item in records))
+    prefix = MAGIC + version.to_bytes(4, "little") + len(header).to_bytes(4, "little") + at.to_bytes(8, "little")
     check = crc32(prefix, header).to_bytes(CHECK, "little")
-    return b"".join([prefix, header, check, *(data for _, data in bodies), *chunks])
+    return [prefix, header, check, *(data for _, data in bodies), *chunks]
 
 
 def is_small(tensors: Mapping[str, Coded]) -> bool:
@@ -104,7 +120,7 @@ def write(
     texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes `to_bytes(...)` as the file `path`, whole or not at all. Raises `InputError` and `WriteError`."""
-    write_bytes(path, to_bytes(tensors, metadata, tied=tied, texts=texts))
+    write_bytes(path, *_chunks(tensors, metadata, tied, texts))
     return Path(path)
 
 
@@ -308,9 +324,9 @@ def _read(data: memoryview, limit: int) -> Packed:
     prefix = Cursor(data[:PREFIX], "the prefix")
     prefix.take(len(MAGIC))
     version, length, whole = (int.from_bytes(prefix.take(size), "little") for size in (4, 4, 8))
-    if version != VERSION:
+    if version not in CONTENTS:
         raise refused(
-            f"it says version {version}, this version of Secateurs reads {VERSION}",
+            f"it says version {version}, this version of Secateurs reads {' and '.join(map(str, CONTENTS))}",
             what="The file has a format that is not known here",
             next_step="read it with the version of Secateurs that wrote it, or newer",
         )
@@ -320,21 +336,21 @@ def _read(data: memoryview, limit: int) -> Packed:
     stored = int.from_bytes(data[body : body + CHECK], "little")
     if crc32(data[:body]) != stored:
         raise refused(f"the checksum of its header is {crc32(data[:body]):08x}, {stored:08x} was written")
-    texts, records = _read_header(bytes(data[PREFIX:body]), limit)
+    texts, records = _read_header(bytes(data[PREFIX:body]), limit, CONTENTS[version])
     packed = Packed(data, texts, records, body + CHECK)
     if packed.end != len(data):
         raise refused(f"its parts end at byte {packed.end:,} of {len(data):,}")
     return packed
 
 
-def _read_header(header: bytes, limit: int) -> tuple[list[Text], list[Record]]:
+def _read_header(header: bytes, limit: int, contents: int) -> tuple[list[Text], list[Record]]:
     """Texts and records; together they may not decode to more than `limit` bytes."""
     cursor = Cursor(header, "the header")
     texts = [_read_text(cursor, limit) for _ in range(cursor.number(len(header)))]
     records: list[Record] = []
     before, left = b"", limit - sum(text.plain for text in texts)
     for _ in range(cursor.number(len(header))):
-        records.append(read_record(cursor, before, left))
+        records.append(read_record(cursor, before, left, contents))
         before = records[-1].names[-1].encode()
         left -= records[-1].decoded
     cursor.end()

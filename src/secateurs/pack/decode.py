@@ -13,8 +13,9 @@ from secateurs.pack.coded import Bools, Coded, Raw, Scaled, Shared
 from secateurs.pack.dtypes import from_table, in_memory, stored_as
 from secateurs.pack.entropy import decode_stream
 from secateurs.pack.index.encoding import Positions
-from secateurs.pack.record import RAW, SHARED, Layout, Record
+from secateurs.pack.record import RAW, SHARED, SPLIT, Layout, Record
 from secateurs.pack.refuse import refused
+from secateurs.pack.split import Split, bounds, joined
 
 
 def decode(data: memoryview, record: Record, layout: Layout) -> Coded:
@@ -28,8 +29,8 @@ def decode(data: memoryview, record: Record, layout: Layout) -> Coded:
     positions, maybe = _positions(record, streams)
     floats = from_table(data[layout.bounds[-2] : layout.bounds[-1]], record.table)
     content: Raw | Shared | Scaled
-    if record.content == RAW:
-        values = _raw(data[layout.raw : layout.end], record)
+    if record.content in (RAW, SPLIT):
+        values = _raw(data[layout.raw : layout.end], record) if record.content == RAW else _joined(streams, record)
         if maybe is not None:
             positions, values = _without_fillers(record, positions, maybe, values, _is_zero(values))
         content = Raw(values)
@@ -99,6 +100,15 @@ def _raw(data: memoryview, record: Record) -> NDArray[Any]:
             raise refused(f"`{record.names[0]}` holds a truth value of {int(values.max())}")
         return values.view(np.bool_)
     return values.astype(in_memory(record.dtype), copy=False)
+
+
+def _joined(streams: _Streams, record: Record) -> NDArray[Any]:
+    exponents, rests = bounds(record.dtype, record.least, record.spare)
+    parts = Split(
+        streams.read(record.stored, exponents), streams.read(record.stored, rests), record.least, record.spare
+    )
+    kind = in_memory(record.dtype)
+    return joined(parts, record.dtype).astype(f"=u{kind.itemsize}", copy=False).view(kind)
 
 
 def _is_zero(values: NDArray[Any]) -> Bools:

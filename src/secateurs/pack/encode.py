@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.bits import smallest, width_of
 from secateurs.pack.coded import Coded, Raw, Shared
-from secateurs.pack.dtypes import DTYPES, FLOATS, TABLES, in_memory, narrowest, stored_as, to_table
+from secateurs.pack.dtypes import DTYPES, FLOATS, in_memory, narrowest, stored_as, to_table
 from secateurs.pack.entropy import CODERS, Stream, encode_stream, estimate_stream
 from secateurs.pack.index import ENCODINGS, Index, Mask
-from secateurs.pack.record import DENSE, RAW, SCALED, SHARED, Coding, Record
+from secateurs.pack.record import DENSE, RAW, SCALED, SHARED, SPLIT, Coding, Record
+from secateurs.pack.split import LAYOUTS, bounds, split
 
 NEAR = 1.002
 """Indices whose estimated size is within this factor, and 64 bytes, of the least are compared by what they take."""
+
+_NONE = memoryview(b"")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Encoded:
     record: Record
     coded: bytes
     raw: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes that the tensor takes, those of its record included; without its names and padding."""
+        return self.bytes + len(self.record.to_bytes(b""))
 
     @property
     def bytes(self) -> int:
@@ -45,7 +53,7 @@ def encode(tensor: Coded, *, thorough: bool = False) -> Encoded:
     found = [(_estimate(tensor, index), index) for index in _indices(tensor, mask, thorough)]
     least = min(size for size, _ in found)
     near = [_with(tensor, index) for size, index in found if size <= least * NEAR + 64]
-    return min(near, key=lambda item: (item.bytes, item.record.index, item.record.parameters))
+    return min(near, key=lambda item: (item.size, item.record.index, item.record.parameters))
 
 
 def _indices(tensor: Coded, mask: Mask, thorough: bool) -> list[Index]:
@@ -69,42 +77,44 @@ def _with(tensor: Coded, index: Index | None) -> Encoded:
     """The tensor with its kept positions in one form."""
     content = tensor.content
     streams = [encode_stream(field.numbers, field.bound) for field in index.fields] if index else []
-    floats, raw = b"", memoryview(b"")
-    table, levels, bits = TABLES[0], 0, 0
-    axis: int | None = None
-    if isinstance(content, Raw):
-        kind = RAW
-        octets = _octets(tensor)
-        raw = (octets if index is None else _filled(octets, index)).reshape(-1).data
-    else:
-        bound = _bound(tensor, index.fillers if index else 0)
-        streams.append(encode_stream(_symbols(tensor, index, bound), bound))
-        kind, numbers = (SHARED, content.codebook) if isinstance(content, Shared) else (SCALED, content.scale)
-        table = narrowest(numbers)
-        floats = to_table(numbers, table)
-        if isinstance(content, Shared):
-            levels = content.codebook.size
-        else:
-            bits, axis = content.bits, content.axis
     record = Record(
         names=(),
         shape=tensor.shape,
         dtype=tensor.dtype,
-        content=kind,
+        content=RAW,
         index=ENCODINGS[index.encoding].code if index else DENSE,
         count=tensor.count,
         parameters=index.parameters if index else (),
-        levels=levels,
-        bits=bits,
-        axis=axis,
-        table=table,
-        streams=tuple(Coding(CODERS[item.coder].code, len(item.table), len(item.payload)) for item in streams),
     )
-    return Encoded(record, _joined(streams) + floats, raw)
+    if isinstance(content, Raw):
+        return _smaller(record, streams, _octets(tensor) if index is None else _filled(_octets(tensor), index))
+    bound = _bound(tensor, index.fillers if index else 0)
+    streams.append(encode_stream(_symbols(tensor, index, bound), bound))
+    if isinstance(content, Shared):
+        numbers, record = content.codebook, replace(record, content=SHARED, levels=content.codebook.size)
+    else:
+        numbers, record = content.scale, replace(record, content=SCALED, bits=content.bits, axis=content.axis)
+    table = narrowest(numbers)
+    return _encoded(replace(record, table=table), streams, to_table(numbers, table))
 
 
-def _joined(streams: list[Stream]) -> bytes:
-    return b"".join(part for stream in streams for part in (stream.table, stream.payload))
+def _smaller(record: Record, streams: list[Stream], octets: NDArray[np.uint8]) -> Encoded:
+    """Stored values as they are, or split where that is smaller; `streams` say where they belong."""
+    whole = _encoded(record, streams, raw=octets.reshape(-1).data)
+    if record.dtype not in LAYOUTS:
+        return whole
+    parts = split(octets.reshape(-1).view(f"<u{octets.shape[1]}"), record.dtype)
+    numbers = zip((parts.exponents, parts.rests), bounds(record.dtype, parts.least, parts.spare), strict=True)
+    each = [*streams, *(encode_stream(symbols, bound) for symbols, bound in numbers)]
+    apart = _encoded(replace(record, content=SPLIT, least=parts.least, spare=parts.spare), each)
+    return apart if apart.size < whole.size else whole
+
+
+def _encoded(record: Record, streams: list[Stream], floats: bytes = b"", raw: memoryview = _NONE) -> Encoded:
+    """The record with its streams, and the bytes of both."""
+    codings = tuple(Coding(CODERS[item.coder].code, len(item.table), len(item.payload)) for item in streams)
+    coded = [part for stream in streams for part in (stream.table, stream.payload)]
+    return Encoded(replace(record, streams=codings), b"".join([*coded, floats]), raw)
 
 
 def _octets(tensor: Coded) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from secateurs.pack.baseline import Baseline
 from secateurs.pack.container import CHECK, Packed
-from secateurs.pack.record import RAW, Layout, Record
+from secateurs.pack.record import STREAMS, Layout, Record
 
 PARTS = ("header", "indices", "codebooks", "codes", "biases", "norms", "tables", "texts", "checksums", "padding")
 """`codes`: values or codes of weights, `codebooks`: with scales, `norms`: all of batch norms and the like, `tables`: of
@@ -120,14 +120,14 @@ def ledger(packed: Packed) -> Ledger:
 
 
 def _row(record: Record, layout: Layout, role: str) -> Row:
-    fields = len(record.streams) - (record.content != RAW)
+    fields = len(record.streams) - STREAMS[record.content]
     parts: Counter[str] = Counter(header=record.header - CHECK, checksums=CHECK, padding=layout.padding)
     for place, stream in enumerate(record.streams):
         parts["tables"] += stream.table
         parts["indices" if place < fields else role] += stream.payload
     parts["codebooks"] += record.float_bytes
     parts[role] += record.raw_bytes
-    content = ("raw", "shared", "scaled")[record.content]
+    content = ("raw", "shared", "scaled", "split")[record.content]
     index = "dense" if record.encoding is None else record.encoding.name
     return Row(record.names[0], f"{content} {index}", record.size, record.count, {k: v for k, v in parts.items() if v})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log2
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from secateurs.pack.coded import Bools, Coded, Raw
 from secateurs.pack.dtypes import FLOATS
 from secateurs.pack.encode import encode
 
-_SURE = 64
-"""Bytes beside a bitmap that a sparse form never takes."""
+_TABLE = 1024
+"""Bytes that a bitmap never takes beside the entropy of its bits."""
 
 
 def plain(values: NDArray[Any], dtype: str) -> Coded:
@@ -27,9 +28,15 @@ def plain(values: NDArray[Any], dtype: str) -> Coded:
         return Coded(values.shape, Raw(flat.reshape(-1)), dtype=dtype)
     kept = np.asarray(~zero)
     sparse = Coded(values.shape, Raw(flat[kept]), kept, dtype)
-    if zeros * values.itemsize > values.size / 8 + _SURE or encode(sparse).bytes + 8 < values.nbytes:
+    if zeros * values.itemsize / 2 > _entropy(zeros / values.size) * values.size / 8 + _TABLE:
         return sparse
-    return Coded(values.shape, Raw(np.where(zero, values.dtype.type(0), flat).reshape(-1)), dtype=dtype)
+    dense = Coded(values.shape, Raw(np.where(zero, values.dtype.type(0), flat).reshape(-1)), dtype=dtype)
+    return sparse if encode(sparse).size < encode(dense).size else dense
+
+
+def _entropy(share: float) -> float:
+    """Of a bit that is set with this probability, above 0, in bits."""
+    return -share * log2(share) - ((1 - share) * log2(1 - share) if share < 1 else 0.0)
 
 
 def _is_zero(values: NDArray[Any], dtype: str) -> Bools:

@@ -10,9 +10,13 @@ from secateurs.base.errors import InputError, explain
 from secateurs.pack.dtypes import DTYPES, FLOATS, TABLES, stored_as
 from secateurs.pack.index import ENCODINGS, Encoding, Grid
 from secateurs.pack.refuse import refused
+from secateurs.pack.split import LAYOUTS
 from secateurs.pack.varint import Cursor, varint
 
-RAW, SHARED, SCALED = 0, 1, 2
+RAW, SHARED, SCALED, SPLIT = 0, 1, 2, 3
+STREAMS = (0, 1, 1, 2)
+"""Streams of each content, behind those of the index: codes; or exponents and rests of values that are split."""
+
 DENSE = 0
 """Code of the index of a tensor that keeps everything: there is none."""
 
@@ -35,10 +39,10 @@ class Coding:
 
 @dataclass(frozen=True)
 class Record:
-    """The facts of one tensor. `streams` are those of the index fields, then, unless it is raw, that of the codes.
+    """The facts of one tensor. `streams` are those of the index fields, then those of its content.
 
     `levels`: entries of a codebook. `bits` and `axis`: of scaled integers. `table`: the type that stores
-    codebook or scales. `crc`: CRC-32 of all its bytes.
+    codebook or scales. `least` and `spare`: of split values. `crc`: CRC-32 of all its bytes.
     `header`: bytes that this record takes in the header.
     """
 
@@ -53,6 +57,8 @@ class Record:
     bits: int = 0
     axis: int | None = None
     table: str = TABLES[0]
+    least: int = 0
+    spare: int = 0
     streams: tuple[Coding, ...] = ()
     crc: int = 0
     header: int = field(default=0, compare=False)
@@ -121,6 +127,8 @@ class Record:
             parts.append(varint(self.levels))
         if self.content == SCALED:
             parts.append(bytes([self.bits, 0 if self.axis is None else self.axis + 1]))
+        if self.content == SPLIT:
+            parts.append(bytes([self.least, self.spare]))
         for stream in self.streams:
             parts += [bytes([stream.coder]), varint(stream.table), varint(stream.payload)]
         return b"".join(parts) + self.crc.to_bytes(4, "little")
@@ -143,8 +151,11 @@ class Layout:
         return self.raw - self.bounds[-1]
 
 
-def read_record(cursor: Cursor, before: bytes, limit: int) -> Record:
-    """The record at the cursor. Raises `ArtifactError` where it makes no sense or its tensor is above `limit` bytes."""
+def read_record(cursor: Cursor, before: bytes, limit: int, contents: int = len(STREAMS)) -> Record:
+    """The record at the cursor, of one of the first so many contents.
+
+    Raises `ArtifactError` where it makes no sense or its tensor is above `limit` bytes.
+    """
     start = cursor.at
     names = []
     for _ in range(cursor.number(cursor.left) or 1):
@@ -155,9 +166,9 @@ def read_record(cursor: Cursor, before: bytes, limit: int) -> Record:
     dtype, content, index = cursor.byte(), cursor.byte(), cursor.byte()
     table, content = divmod(content, 16)
     coded = content in (SHARED, SCALED)
-    if dtype >= len(DTYPES) or content > SCALED or table >= (len(TABLES) if coded else 1):
+    if dtype >= len(DTYPES) or content >= contents or table >= (len(TABLES) if coded else 1):
         raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
-    if coded and DTYPES[dtype] not in FLOATS:
+    if (coded and DTYPES[dtype] not in FLOATS) or (content == SPLIT and DTYPES[dtype] not in LAYOUTS):
         raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
     if prod(max(1, size) for size in shape) * stored_as(DTYPES[dtype]).itemsize > limit:
         raise _too_large(f"`{names[0]}` of shape {list(shape)}", limit)
@@ -173,12 +184,23 @@ def read_record(cursor: Cursor, before: bytes, limit: int) -> Record:
     bits, axis = (cursor.byte(), cursor.byte()) if content == SCALED else (1, 0)
     if not 1 <= bits <= 32 or axis > len(shape):
         raise refused(f"`{names[0]}` has integers of {bits} bits with scales along axis {axis - 1}")
-    streams = tuple(Coding(cursor.byte(), cursor.number(), cursor.number()) for _ in range(fields + (content != RAW)))
+    least, spare = _split(cursor, DTYPES[dtype]) if content == SPLIT else (0, 0)
+    streams = tuple(Coding(cursor.byte(), cursor.number(), cursor.number()) for _ in range(fields + STREAMS[content]))
     crc = int.from_bytes(cursor.take(4), "little")
     return Record(
         tuple(names), shape, DTYPES[dtype], content, index, count, parameters, levels,
-        bits if content == SCALED else 0, axis - 1 if axis else None, TABLES[table], streams, crc, cursor.at - start,
+        bits if content == SCALED else 0, axis - 1 if axis else None, TABLES[table], least, spare, streams,
+        crc, cursor.at - start,
     )  # fmt: skip
+
+
+def _split(cursor: Cursor, dtype: str) -> tuple[int, int]:
+    """The least exponent, and the bits left out of all fractions."""
+    wide, fraction = LAYOUTS[dtype]
+    least, spare = cursor.byte(), cursor.byte()
+    if least >= 1 << wide or spare > fraction:
+        raise refused(f"a {dtype} has exponents from {least} on and fractions less {spare} bits")
+    return least, spare
 
 
 def encoding_of(code: int) -> Encoding:
@@ -229,4 +251,6 @@ def _too_large(subject: str, limit: int) -> Exception:
     )
 
 
-__all__ = ["DENSE", "RAW", "SCALED", "SHARED", "Coding", "Layout", "Record", "read_record", "require_name"]
+__all__ = [
+    "DENSE", "RAW", "SCALED", "SHARED", "SPLIT", "STREAMS", "Coding", "Layout", "Record", "read_record", "require_name",
+]  # fmt: skip

@@ -99,7 +99,9 @@ def sound_files() -> tuple[Seed, ...]:
     """Small files of every content, index and coder: one tensor each, and a few with more."""
     tensors = sample_tensors()
     files = [to_bytes({name: tensor}) for name, tensor in tensors.items()]
-    small: Mapping[str, Coded] = {name: tensors[name] for name in ("raw.dense", "shared.gaps", "scaled.groups")}
+    small: Mapping[str, Coded] = {
+        name: tensors[name] for name in ("raw.dense", "shared.gaps", "scaled.groups", "split.few")
+    }
     files.append(to_bytes(small, {"a": [1, "b"]}, tied={"other.name": "raw.dense"}, texts={"note": "node " * 50}))
     files.append(to_bytes({}))
     return tuple(Seed(data, digest(data)) for data in files)
@@ -171,9 +173,7 @@ def _other_record(rng: random.Random, data: bytes) -> bytes:
 
 
 def _changed(rng: random.Random, record: Record) -> Record:
-    name = rng.choice(
-        ("shape", "dtype", "content", "index", "count", "parameters", "levels", "bits", "axis", "streams")
-    )
+    name = rng.choice(_FACTS)
     near = rng.choice((-2, -1, 1, 2))
     if name == "dtype":
         return replace(record, dtype=rng.choice(DTYPES))
@@ -195,8 +195,8 @@ def _changed(rng: random.Random, record: Record) -> Record:
         return replace(record, axis=rng.choice((None, 0, 1, 2, 5)))
     if name in ("content", "index"):
         return _with(record, name, rng.randrange(6))
-    if name == "bits":
-        return replace(record, bits=rng.randrange(256))
+    if name in ("bits", "least", "spare"):
+        return _with(record, name, rng.choice((rng.randrange(256), getattr(record, name) + near & 255)))
     return _with(record, name, rng.choice((max(0, getattr(record, name) + near), *NUMBERS)))
 
 
@@ -229,7 +229,10 @@ def sealed(header: bytes, rest: bytes) -> bytes:
     return prefix + header + crc32(prefix, header).to_bytes(CHECK, "little") + rest
 
 
-_FACTS = ("shape", "dtype", "content", "index", "count", "parameters", "levels", "bits", "axis", "streams")
+_FACTS = (
+    *("shape", "dtype", "content", "index", "count", "parameters", "levels", "bits", "axis", "least", "spare"),
+    "streams",
+)
 _Change = Callable[[random.Random, bytes], bytes]
 _DAMAGE: dict[str, _Change] = {"flip": _flip, "cut": _cut, "extend": _extend, "splice": _splice}
 _FORGED: dict[str, _Change] = {"header": _other_header, "body": _other_body, "record": _other_record}

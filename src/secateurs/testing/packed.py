@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from secateurs.pack.coded import Bools, Coded, Raw, Scaled, Shared
-from secateurs.pack.dtypes import DTYPES, in_memory
+from secateurs.pack.dtypes import DTYPES, FLOATS, in_memory
 
 
 def same_coded(found: Coded, expected: Coded) -> None:
@@ -30,7 +33,8 @@ def coded_tensors(draw: st.DrawFn) -> Coded:
     kept = draw(st.none() | st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
     mask = None if kept is None else _mask(rng, shape, kept, draw(st.booleans()))
-    return _content(rng, shape, mask, draw(st.sampled_from(["raw", "shared", "scaled"])), draw(st.sampled_from(DTYPES)))
+    kind = draw(st.sampled_from(["raw", "normal", "shared", "scaled"]))
+    return _content(rng, shape, mask, kind, draw(st.sampled_from(DTYPES)))
 
 
 def sample_tensors() -> dict[str, Coded]:
@@ -55,6 +59,11 @@ def sample_tensors() -> dict[str, Coded]:
     found["shared.blobs"] = Coded(blobs.shape, Shared(rng.integers(0, 7, count), half), blobs)
     upper = np.ldexp(np.float32(1), rng.integers(-60, 60, 24)).astype(np.float32)
     found["scaled.blobs"] = Coded(blobs.shape, Scaled(rng.integers(-3, 4, count), upper, 3), blobs)
+    for dtype, density in (("float32", 1.0), ("float32", 0.3), ("float32", 0.002), ("bfloat16", 1.0), ("float16", 0.6)):
+        mask = _mask(rng, (12, 24, 3, 3), density, False)
+        found[f"split.{dtype}.kept{density}".replace("0.", "")] = _content(rng, mask.shape, mask, "normal", dtype)
+    found["split.ones"] = Coded((300,), Raw(np.ones(300, dtype=np.float32)))
+    found["split.few"] = Coded((20,), Raw(np.ldexp(np.float32(1.75), rng.integers(-2, 2, 20)).astype(np.float32)))
     found["norm.num_batches_tracked"] = Coded((), Raw(np.array([7])), dtype="int64")
     return found
 
@@ -66,7 +75,9 @@ def _mask(rng: np.random.Generator, shape: tuple[int, ...], density: float, rows
 
 def _content(rng: np.random.Generator, shape: tuple[int, ...], kept: Bools | None, kind: str, dtype: str) -> Coded:
     count = int(np.prod(shape)) if kept is None else int(np.count_nonzero(kept))
-    if kind == "raw":
+    if kind == "normal" and dtype in FLOATS:
+        return Coded(shape, Raw(_normal(rng, count, dtype)), kept, dtype)
+    if kind in ("raw", "normal"):
         octets = rng.integers(0, 256, count * in_memory(dtype).itemsize, dtype=np.uint8)
         values = octets % 2 == 1 if dtype == "bool" else octets.view(in_memory(dtype))
         return Coded(shape, Raw(values), kept, dtype)
@@ -79,6 +90,15 @@ def _content(rng: np.random.Generator, shape: tuple[int, ...], kept: Bools | Non
     axis = int(rng.integers(len(shape))) if shape and rng.random() < 0.5 else None
     scale = rng.random(1 if axis is None else shape[axis]).astype(np.float32)
     return Coded(shape, Scaled(rng.integers(-most, most + 1, count), scale, bits, axis), kept)
+
+
+def _normal(rng: np.random.Generator, count: int, dtype: str) -> NDArray[Any]:
+    """Normal numbers of a floating-point type, a few of them zeros, infinities, NaNs or too small for an exponent."""
+    odd = rng.choice([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-7, 1e-40], count)
+    numbers = np.where(rng.random(count) < 0.02, odd, rng.standard_normal(count) * 10.0 ** rng.integers(-2, 2))
+    if dtype == "bfloat16":
+        return (numbers.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return numbers.astype(in_memory(dtype))
 
 
 __all__ = ["coded_tensors", "same_coded", "sample_tensors"]
