@@ -17,6 +17,7 @@ MEDIUM = (
     "cut/test_writes.py",
     "deliver/test_onnx.py",
     "deliver/test_packed.py",
+    "deliver/test_quantised.py",
     "device",
     "engine/test_known_counts.py",
     "engine/test_random_networks.py",

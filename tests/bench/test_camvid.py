@@ -187,6 +187,7 @@ def test_cells_are_trained_judged_and_measured(tmp_path: Path, monkeypatch):
 def test_the_real_splits(data: Path):
     if not (data / camvid_data.ARCHIVE).is_file():
         pytest.skip(f"no {camvid_data.ARCHIVE} in {data}")
+    pytest.importorskip("PIL.Image")
     for split, count in (("train", 367), ("val", 101), ("test", 233)):
         images, classes = camvid_data.read(data, split)
         assert images.shape == (count, 3, 96, 128) and classes.shape == (count, 96, 128)
