@@ -50,11 +50,13 @@ def best_first(rows: Iterable[Row]) -> list[Row]:
 
 
 def blocks(rows: Iterable[Row]) -> dict[tuple[str, float], list[Row]]:
-    """The rows of each network and share, best first; blocks in the order in which their first row came."""
+    """The rows of each network and share, best first; networks in the order in which they came, small cuts first."""
     found: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         found.setdefault((row["network"], row["macs"]), []).append(row)
-    return {block: best_first(mine) for block, mine in found.items()}
+    networks = list(dict.fromkeys(network for network, _ in found))
+    order = sorted(found, key=lambda block: (networks.index(block[0]), -block[1]))
+    return {block: best_first(found[block]) for block in order}
 
 
 def bar(rows: Iterable[Row]) -> dict[str, Any]:
