@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import secateurs as sec
-from benchmarks import cifar, sparse_cifar
-from benchmarks.sparse_cifar import Bench, Late, Pool
+from benchmarks import cifar, sparse_cifar, sparse_cifar_cells
+from benchmarks.sparse_cifar_cells import Bench, Late, Pool
 
 
 def pool(work: Path, count: int = 40) -> Pool:
@@ -36,26 +36,26 @@ def test_variants_are_the_image_moved_and_mirrored_on_black(tmp_path: Path) -> N
     mine = pool(tmp_path)
     rows = torch.tensor([3, 5])
     seen = []
-    for variant in range(2 * len(sparse_cifar.SHIFTS)):
-        down, right = sparse_cifar.SHIFTS[variant // 2]
+    for variant in range(2 * len(sparse_cifar_cells.SHIFTS)):
+        down, right = sparse_cifar_cells.SHIFTS[variant // 2]
         plain = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
         plain[:, :, 4:36, 4:36] = mine.images[rows]
         moved = plain[:, :, 4 + down : 36 + down, 4 + right : 36 + right]
         wanted = cifar.normalised(moved.flip(3) if variant % 2 else moved)
         assert torch.equal(mine.images_of(rows, variant), wanted)
         seen.append(wanted)
-    assert len({float(images.sum()) for images in seen}) > len(sparse_cifar.SHIFTS) / 2
+    assert len({float(images.sum()) for images in seen}) > len(sparse_cifar_cells.SHIFTS) / 2
     assert torch.equal(seen[0], cifar.normalised(mine.images[rows]))
 
 
 def test_answers_are_the_originals_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_cifar, "PART", 20)
+    monkeypatch.setattr(sparse_cifar_cells, "PART", 20)
     mine = pool(tmp_path)
     found = mine.answers(3, 1, lambda: None)
     with torch.no_grad():
         torch.testing.assert_close(found, mine.teacher(mine.images_of(torch.arange(20, 40), 3)))
     mine.teacher = nn.Identity()
-    assert torch.equal(mine.answers(3 + 2 * len(sparse_cifar.SHIFTS), 1, lambda: None), found)
+    assert torch.equal(mine.answers(3 + 2 * len(sparse_cifar_cells.SHIFTS), 1, lambda: None), found)
 
 
 def bench(work: Path, until: float = math.inf) -> Bench:
@@ -75,8 +75,8 @@ def bench(work: Path, until: float = math.inf) -> Bench:
 def test_killed_in_the_middle_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = sec.sparsify_once(small(), pool(tmp_path).calibration(8, 0), 0.5, only=["*conv*"], samples_per_image=8)
 
-    monkeypatch.setattr(sparse_cifar, "PART", 20)
-    monkeypatch.setattr(sparse_cifar, "EVERY", 7)
+    monkeypatch.setattr(sparse_cifar_cells, "PART", 20)
+    monkeypatch.setattr(sparse_cifar_cells, "EVERY", 7)
     ends = []
     for folder in ("whole", "killed"):
         mine = bench(tmp_path)
@@ -160,11 +160,15 @@ def test_a_bar_is_met_by_the_mean_of_three_seeds() -> None:
 
 def test_cells_and_the_settings_that_count_for_them() -> None:
     names = sparse_cifar.wanted_cells([], [0, 1, 2])
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 10
     assert sparse_cifar.wanted_cells(["train-rows"], [0, 2]) == ["train-rows(4)-0", "train-rows(4)-2"]
-    other = {**sparse_cifar.SETTINGS, "pack": {"bits": 4, "images": 256}}
-    assert sparse_cifar.used("once-weight-50", other) == sparse_cifar.used("once-weight-50", sparse_cifar.SETTINGS)
-    assert sparse_cifar.used("train-weight-0", other) != sparse_cifar.used("train-weight-0", sparse_cifar.SETTINGS)
+    other = {**sparse_cifar_cells.SETTINGS, "pack": {"bits": 4, "images": 256}}
+    assert sparse_cifar_cells.used("once-weight-60", other) == sparse_cifar_cells.used(
+        "once-weight-60", sparse_cifar_cells.SETTINGS
+    )
+    assert sparse_cifar_cells.used("train-weight-0", other) != sparse_cifar_cells.used(
+        "train-weight-0", sparse_cifar_cells.SETTINGS
+    )
 
 
 def test_without_data_it_says_what_is_missing(
