@@ -67,6 +67,33 @@ Elementwise = Annotated[
         rich_help_panel="What goes",
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="CODE",
+        help="package.module:loader, training batches (inputs, target).",
+        rich_help_panel="What follows",
+    ),
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="CODE",
+        help="package.module:function, (model) -> float, higher is better.",
+        rich_help_panel="What follows",
+    ),
+]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        metavar="FOLDER",
+        help="Keep training here; the same command goes on after a crash.",
+        rich_help_panel="The run",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Exclude = Annotated[
     list[str] | None,
@@ -78,6 +105,11 @@ Exclude = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes every random draw.")]
+
+
+def given(context: typer.Context) -> list[str]:
+    """Names of the options that stand on the command line."""
+    return [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
 
 
 def build_model(reference: str, weights: str | None = None, seed: int = 0) -> nn.Module:

@@ -12,13 +12,17 @@ from secateurs.base.errors import InputError, explain
 from secateurs.choose.budget import Budget
 from secateurs.cli.arguments import (
     AsJson,
+    Checkpoints,
+    Data,
     Elementwise,
+    Evaluate,
     Exclude,
     Inputs,
     OptionalFactory,
     Seed,
     Unit,
     Weights,
+    given,
     parse_budget,
     parse_options,
 )
@@ -35,7 +39,7 @@ OF_TRAINING = frozenset({"lr", "checkpoints"})
 OF_DATA = frozenset({"recalibrate", "reconstruct"})
 
 METRICS = tuple(Budget.__dataclass_fields__)
-CUT, AFTER, RUN = "What goes", "What follows the cut", "The run"
+CUT, AFTER, RUN = "What goes", "What follows", "The run"
 
 
 def prune(
@@ -123,12 +127,7 @@ def prune(
             rich_help_panel=CUT,
         ),
     ] = "interior",
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", help="package.module:loader, training batches (inputs, target).", rich_help_panel=AFTER
-        ),
-    ] = None,
+    data: Data = None,
     reconstruct: Annotated[
         int,
         typer.Option(
@@ -150,12 +149,7 @@ def prune(
             rich_help_panel=AFTER,
         ),
     ] = 0.01,
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", help="package.module:function, (model) -> float, higher is better.", rich_help_panel=AFTER
-        ),
-    ] = None,
+    evaluate: Evaluate = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -165,12 +159,7 @@ def prune(
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Write the artifact here.", rich_help_panel=RUN)
     ] = None,
-    checkpoints: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Keep training here; the same command goes on after a crash.", rich_help_panel=RUN
-        ),
-    ] = None,
+    checkpoints: Checkpoints = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -178,8 +167,8 @@ def prune(
     if recipe is not None:
         _refuse_both(context)
         request = recipes.load(recipe)
-        given = {COMPLETES[name]: context.params[name] for name in _given(context) if name in COMPLETES}
-        request = complete(request, given) if given else request
+        added = {COMPLETES[name]: context.params[name] for name in given(context) if name in COMPLETES}
+        request = complete(request, added) if added else request
     else:
         _refuse_idle(context, epochs, data)
         request = recipes.make(
@@ -223,14 +212,10 @@ def prune(
         raise typer.Exit(NOT_MET)
 
 
-def _given(context: typer.Context) -> list[str]:
-    return [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
-
-
 def _refuse_idle(context: typer.Context, epochs: int, data: str | None) -> None:
     """An option that nothing would use is refused, not ignored."""
-    given = _given(context)
-    if not epochs and (idle := [name for name in given if name in OF_TRAINING]):
+    names = given(context)
+    if not epochs and (idle := [name for name in names if name in OF_TRAINING]):
         raise InputError(
             explain(
                 "There is no fine-tuning to use this in",
@@ -238,7 +223,7 @@ def _refuse_idle(context: typer.Context, epochs: int, data: str | None) -> None:
                 next_step="add --epochs and --data",
             )
         )
-    if data is None and (idle := [name for name in given if name in OF_DATA]):
+    if data is None and (idle := [name for name in names if name in OF_DATA]):
         raise InputError(
             explain(
                 "There is no data to use this on", evidence=f"{_flags(idle)} without --data", next_step="add --data"
@@ -248,7 +233,7 @@ def _refuse_idle(context: typer.Context, epochs: int, data: str | None) -> None:
 
 def _refuse_both(context: typer.Context) -> None:
     """A recipe is the whole request: an option that would change it is refused, not ignored."""
-    if other := [name for name in _given(context) if name not in BESIDE_A_RECIPE | set(COMPLETES)]:
+    if other := [name for name in given(context) if name not in BESIDE_A_RECIPE | set(COMPLETES)]:
         raise InputError(
             explain(
                 "Both a recipe and a request are given",

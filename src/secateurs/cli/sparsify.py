@@ -12,7 +12,18 @@ import secateurs as sec
 from secateurs.base.errors import InputError, explain
 from secateurs.base.files import check_folder
 from secateurs.capture.copying import copied
-from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model
+from secateurs.cli.arguments import (
+    AsJson,
+    Checkpoints,
+    Data,
+    Evaluate,
+    Exclude,
+    Factory,
+    Seed,
+    Weights,
+    build_model,
+    given,
+)
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
 from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
@@ -72,12 +83,7 @@ def sparsify(
         ),
     ] = "uniform",
     exclude: Exclude = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", help="package.module:loader, training batches (inputs, target).", rich_help_panel=AFTER
-        ),
-    ] = None,
+    data: Data = None,
     epochs: Annotated[
         int, typer.Option(min=0, help="Epochs of fine-tuning on --data, zeros held; 0 for none.", rich_help_panel=AFTER)
     ] = 0,
@@ -90,12 +96,7 @@ def sparsify(
             rich_help_panel=AFTER,
         ),
     ] = "one-shot",
-    evaluate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE", help="package.module:function, (model) -> float, higher is better.", rich_help_panel=AFTER
-        ),
-    ] = None,
+    evaluate: Evaluate = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Exit 1 when the metric ends lower than before by more than this.", rich_help_panel=AFTER),
@@ -106,12 +107,7 @@ def sparsify(
             metavar="FOLDER", help=f"Write {WEIGHTS} (the original's keys) and {REPORT} here.", rich_help_panel=RUN
         ),
     ] = None,
-    checkpoints: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="Keep training here; the same command goes on after a crash.", rich_help_panel=RUN
-        ),
-    ] = None,
+    checkpoints: Checkpoints = None,
     seed: Seed = 0,
     json: AsJson = False,
 ) -> None:
@@ -152,13 +148,13 @@ def _check(
     context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None, schedule: str
 ) -> None:
     """An option that nothing would use is refused, not ignored."""
-    given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    names = given(context)
     if schedule not in SCHEDULES:
         raise InputError(explain(f"--schedule {schedule!r} cannot be used", next_step=f"one of {', '.join(SCHEDULES)}"))
     if epochs and data is None:
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
     for name in ("data", "lr", "schedule", "checkpoints"):
-        if name in given and not epochs:
+        if name in names and not epochs:
             raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
         raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
