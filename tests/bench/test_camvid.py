@@ -141,7 +141,7 @@ def test_a_bar_is_missed_by_itself(other: dict[str, object], missed: str):
 
 def test_cells_are_named_by_way_and_seed():
     names = camvid._cells([0, 1])
-    assert names == ["dense-0", "layer-0", "dense-1", "layer-1", "global-0", "global-1"]
+    assert names == ["dense-0", "layer-0", "dense-1", "layer-1", "global-0", "fours-0", "global-1", "fours-1"]
     assert [camvid.parse(name) for name in names[:2]] == [("dense", 0), ("layer", 0)]
     for wrong in ("other-0", "layer", "layer-x"):
         with pytest.raises(SystemExit, match=wrong):
