@@ -10,9 +10,8 @@ Cells, each stored in `results/sparse_cifar.json` with the settings that made it
 refitted by least squares (`sec.sparsify_once` with masks); optimal brain surgeon, every layer as sparse as the others;
 and each as sparse as what its error does to the answers allows.
 
-`train-PATTERN-SEED`: the surgeon, and two epochs of training with the masks held (`sec.sparsify`): SGD on the
-original's answers, which are computed once for a pool of mirrored and shifted images, the same for all seeds; the order
-of the images and the surgeon's data go by the seed. Then the weights are shared in few bits with error feedback, and
+`train-PATTERN-SEED`: the surgeon, and training with the zeros held (`sec.finetune`), towards the original's answers and
+what its stages put out, on moved and mirrored images. Then the weights are shared in few bits with error feedback, and
 the file is measured.
 
 Training and calibration use `data_batch_1` to `4`; choices were made on `data_batch_5`, which the published network has
@@ -71,7 +70,7 @@ def main() -> int:
 def wanted_cells(beginnings: list[str], seeds: list[int]) -> list[str]:
     """All cells that begin so."""
     names = [f"once-{pattern}-{percent}" for pattern, percents in SETTINGS["once"].items() for percent in percents]
-    names += [f"train-{pattern}-{seed}" for seed in seeds for pattern in SETTINGS["steps"]]
+    names += [f"train-{pattern}-{seed}" for seed in seeds for pattern in SETTINGS["target"]]
     return [name for name in names if not beginnings or any(name.startswith(part) for part in beginnings)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,12 +24,10 @@ from secateurs.pack.chosen import with_coded
 from secateurs.pack.moments import input_moments
 from secateurs.pack.shared_model import share_weights
 from secateurs.sparsity import density
-from secateurs.train import checkpoint
-from secateurs.train.distill import soft_loss
 
 CONVOLUTIONS = ["*conv*"]
-SHIFTS = ((0, 0), (2, 1), (-1, 2), (1, -3))
-"""Rows down and columns right; every variant of an image is one of these, mirrored or not."""
+STAGES = {"layer1": 16, "layer2": 32, "layer3": 64}
+"""Whose outputs the sparse network learns from the original, too, and their channels."""
 
 SETTINGS: dict[str, Any] = {
     "network": "resnet56_cifar10, published weights",
@@ -37,55 +35,56 @@ SETTINGS: dict[str, Any] = {
     "curve": {"images": 64, "rounds": 4, "samples_per_image": 64, "ridge": 1e-3, "percents": [50, 70, 85, 94]},
     "effect": {"images": 250, "pattern": "rows(4)", "percent": 85},
     "once": {"weight": [60, 80], "rows(4)": [50, 70]},
-    "steps": {"weight": [90], "rows(4)": [80]},
+    "target": {"weight": 90, "rows(4)": 80},
     "train": {
-        "batch": 100, "images": [40_000], "epochs": [2], "lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4,
-        "temperature": 4.0, "soft": 0.9,
+        "images": 40_000, "batch": 50, "epochs": 3, "optimizer": "adam", "lr": 1e-3, "warmup": 0.1,
+        "distil": {"temperature": 4.0, "alpha": 0.9, "feature_weight": 1.0},
     },
     "pack": {"bits": 5, "images": 256},
     "validation_images": 2000,
 }  # fmt: skip
-PART = 2000
-"""Images whose answers are in one file."""
-
-EVERY = 50
-"""Batches from checkpoint to checkpoint."""
+EVERY = 100
+"""Steps from checkpoint to checkpoint."""
 
 
 class Late(Exception):
     """The time that was given is over; everything so far is on disk."""
 
 
-class Pool:
-    """Training images in a few variants each, and what the original answers to them; computed when first asked for."""
+class Images:
+    """Training images: in batches, moved by up to four pixels on black and mirrored at random, or as they are.
 
-    def __init__(self, data: Path, work: Path, teacher: nn.Module) -> None:
-        parts = [cifar.read(data / "cifar10" / f"data_batch_{number}.bin.xz") for number in (1, 2, 3, 4)]
-        self.images, self.labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        self.work, self.teacher = work / "pool", teacher
+    The order, moves and mirrors follow from torch's random state, which the trainer sets.
+    """
 
-    def images_of(self, rows: Tensor, variant: int) -> Tensor:
-        """Normalised images in that variant of `2 * len(SHIFTS)`."""
-        down, right = SHIFTS[variant // 2 % len(SHIFTS)]
-        images = F.pad(self.images[rows], (4, 4, 4, 4))[..., 4 + down : 36 + down, 4 + right : 36 + right]
-        return cifar.normalised(images.flip(3) if variant % 2 else images).contiguous(memory_format=torch.channels_last)
+    def __init__(self, images: Tensor, labels: Tensor, size: int) -> None:
+        self.images, self.labels, self.size = images, labels, size
 
-    def answers(self, variant: int, part: int, check: Callable[[], None]) -> Tensor:
-        """The original's logits for images `part * PART` on, `[PART, 10]`."""
-        path = self.work / f"variant-{variant % (2 * len(SHIFTS))}-part-{part}.safetensors"
-        if not path.exists():
-            rows = torch.arange(part * PART, (part + 1) * PART)
-            with torch.no_grad():
-                found = torch.cat([self.teacher(self.images_of(each, variant)) for each in rows.split(250)])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, save({"logits": found}))
-            check()
-        return load_file(path)["logits"]
+    def __len__(self) -> int:
+        return len(self.labels) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.randperm(len(self.labels))[: len(self) * self.size].split(self.size):
+            yield _laid_out(moved(self.images[rows])), self.labels[rows]
 
     def calibration(self, images: int, seed: int, size: int = 128) -> list[Tensor]:
         """Batches of images as they are, drawn by the seed."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        return [self.images_of(rows, 0) for rows in order[:images].split(size)]
+        return [_laid_out(self.images[rows]) for rows in order[:images].split(size)]
+
+
+def moved(images: Tensor) -> Tensor:
+    """Every image `[N, 3, 32, 32]` moved by -4 to 4 rows and columns, black coming in, and mirrored or not."""
+    count = len(images)
+    down, right, mirrored = torch.randint(9, (count,)), torch.randint(9, (count,)), torch.rand(count) < 0.5
+    padded = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    padded = F.pad(padded, (4, 4, 4, 4))
+    rows, columns = down[:, None] + torch.arange(32), right[:, None] + torch.arange(32)
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    return cifar.normalised(images).contiguous(memory_format=torch.channels_last)
 
 
 class Bench:
@@ -94,7 +93,9 @@ class Bench:
     def __init__(self, data: Path, work: Path, settings: dict[str, Any], until: float) -> None:
         self.work, self.settings, self.until = work, settings, until
         self.model = cifar.pretrained(data, 56).to(memory_format=torch.channels_last)
-        self.pool = Pool(data, work, self.model)
+        parts = [cifar.read(data / "cifar10" / f"data_batch_{number}.bin.xz") for number in (1, 2, 3, 4)]
+        images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self.pool = Images(images, labels, settings["train"]["batch"])
         images, labels = cifar.read(data / "cifar10" / "data_batch_5.bin.xz")
         self.validate = _accuracy(images[: settings["validation_images"]], labels[: settings["validation_images"]])
         self.test = _accuracy(*cifar.read(data / "cifar10" / cifar.TEST))
@@ -191,29 +192,18 @@ class Bench:
         return known
 
     def trained(self, pattern: str, seed: int) -> dict[str, Any]:
-        """Steps of the surgeon and training; what is left of the accuracy after each, and of the file."""
-        model, masks = self.model, None
-        steps: list[dict[str, Any]] = []
-        wanted = self.settings["train"]
-        for number, percent in enumerate(self.settings["steps"][pattern]):
-            folder = self.work / f"train-{pattern}-{seed}" / f"{percent}"
-            start = self._stored(
-                folder / "start.safetensors",
-                lambda model=model, masks=masks, percent=percent: (
-                    self.fit(model, self.allocated(pattern, percent), pattern, seed, within=masks).model
-                ),
-            )
-            masks = {name: start.get_parameter(name) != 0 for name in self.curves(pattern)}
-            before = self.validate(start)
-            model = self.train(start, masks, folder, seed, wanted["images"][number], wanted["epochs"][number])
-            steps.append({
-                "sparsity": round(1 - density(masks), 4), "images": wanted["images"][number],
-                "epochs": wanted["epochs"][number],
-                "validation_before": round(before, 4), "validation": round(self.validate(model), 4),
-            })  # fmt: skip
-            print(f"  {steps[-1]}", flush=True)
-        row = {"steps": steps, "sparsity": steps[-1]["sparsity"]}
-        row["test"] = {"original": self.test(self.model), "sparse": self.test(model)}
+        """The surgeon and training; what is left of the accuracy after each, and of the file."""
+        folder = self.work / f"train-{pattern}-{seed}"
+        percent = self.settings["target"][pattern]
+        start = self._stored(
+            folder / f"start-{percent}.safetensors",
+            lambda: self.fit(self.model, self.allocated(pattern, percent), pattern, seed).model,
+        )
+        model = self.train(start, folder, seed)
+        row: dict[str, Any] = {"sparsity": round(1 - density(zeros_of(model, self.curves(pattern))), 4)}
+        row["validation"] = {"surgeon": self.validate(start), "trained": self.validate(model)}
+        row["test"] = {"original": self.test(self.model), "surgeon": self.test(start), "sparse": self.test(model)}
+        print(f"  {row}", flush=True)
         return {**row, "packed": self.packed(model, seed)}
 
     def _stored(self, path: Path, make: Callable[[], nn.Module]) -> nn.Module:
@@ -226,56 +216,21 @@ class Bench:
         model.load_state_dict(load_file(path))
         return model.eval()
 
-    def train(
-        self, start: nn.Module, masks: dict[str, Tensor], folder: Path, seed: int, images: int, epochs: int
-    ) -> nn.Module:
-        """Masked training towards the original's answers; goes on from the checkpoint in `folder`."""
-        wanted, step = self.settings["train"], 0
-        per_epoch = images // wanted["batch"]
-        model = start
-        holding = sec.sparsify(model, masks)
-        optimizer = torch.optim.SGD(
-            model.parameters(), wanted["lr"], wanted["momentum"], weight_decay=wanted["weight_decay"], nesterov=True
-        )
-        stored = checkpoint.read(folder / "checkpoint")
-        if stored is not None:
-            tensors, record = stored
-            checkpoint.load_model(model, tensors, "model.")
-            for number, parameter in enumerate(model.parameters()):
-                optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{number}"].clone()
-            step = int(record["step"])
-        model.train()
-        answers = torch.zeros(0)
-        while step < epochs * per_epoch:
-            epoch, batch = divmod(step, per_epoch)
-            if step % EVERY == 0 and step:
-                self._keep(folder, model, optimizer, step)
-                self.check()
-            for group in optimizer.param_groups:
-                group["lr"] = 0.5 * wanted["lr"] * (1 + math.cos(math.pi * step / (epochs * per_epoch)))
-            order = torch.randperm(images, generator=torch.Generator().manual_seed(1000 * seed + epoch))
-            rows = order[batch * wanted["batch"] : (batch + 1) * wanted["batch"]]
-            variant = (1 + 3 * epoch) % (2 * len(SHIFTS))
-            if len(answers) == 0 or batch == 0:
-                answers = torch.cat([self.pool.answers(variant, part, self.check) for part in range(images // PART)])
-            found = model(self.pool.images_of(rows, variant))
-            hard = F.cross_entropy(found, self.pool.labels[rows])
-            soft = soft_loss(found, answers[rows], wanted["temperature"])
-            optimizer.zero_grad()
-            ((1 - wanted["soft"]) * hard + wanted["soft"] * soft).backward()
-            optimizer.step()
-            step += 1
-        self._keep(folder, model, optimizer, step)
-        holding.detach()
-        return model.eval()
-
-    def _keep(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        momentum = {
-            f"momentum.{number}": optimizer.state[parameter]["momentum_buffer"]
-            for number, parameter in enumerate(model.parameters())
-        }
-        own = {f"model.{name}": tensor for name, tensor in checkpoint.model_tensors(model).items()}
-        checkpoint.write(folder / "checkpoint", {**own, **momentum}, {"step": step})
+    def train(self, start: nn.Module, folder: Path, seed: int) -> nn.Module:
+        """Training towards the original, what is zero held; batch norms keep their statistics. Goes on after a kill."""
+        wanted = dict(self.settings["train"])
+        images, distil = wanted.pop("images"), sec.Distill(features=_whole(STAGES), **wanted.pop("distil"))
+        config = sec.FineTune(
+            distil=distil, sparsity=sec.Sparsity(hold_zeros=True, only=CONVOLUTIONS), checkpoint_steps=EVERY, seed=seed,
+            progress=False, **{name: item for name, item in wanted.items() if name != "batch"},
+        )  # fmt: skip
+        start.train()
+        for module in start.modules():
+            module.train(not isinstance(module, nn.BatchNorm2d))
+        data = Images(self.pool.images[:images], self.pool.labels[:images], wanted["batch"])
+        found = sec.finetune(start, data, config, teacher=self.model, folder=folder)
+        start.eval()
+        return found.model.eval()
 
     def packed(self, model: nn.Module, seed: int) -> dict[str, Any]:
         """The file with its kept weights shared, and what the network in it is worth."""
@@ -294,6 +249,15 @@ class Bench:
             "times_smaller": round(floats / ledger.bytes, 2),
             "test": self.test(again), "validation": self.validate(again),
         }  # fmt: skip
+
+
+def _whole(channels: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(range(count)) for name, count in channels.items()}
+
+
+def zeros_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The masks of these weights: what is not zero."""
+    return {name: model.get_parameter(name) != 0 for name in names}
 
 
 def with_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
@@ -344,5 +308,5 @@ def used(cell: str, settings: dict[str, Any]) -> dict[str, Any]:
     found = {name: settings[name] for name in ("network", "fit", "curve", "effect")}
     if kind == "train":
         found |= {name: settings[name] for name in ("train", "pack", "validation_images")}
-        found["steps"] = settings["steps"][pattern]
+        found["target"] = settings["target"][pattern]
     return found

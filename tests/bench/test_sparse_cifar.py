@@ -1,4 +1,4 @@
-"""The benchmark of zeros in ResNet-56: its pool of images, its allocation, and training that was killed."""
+"""The benchmark of zeros in ResNet-56: its images, its allocation, its training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from torch import nn
 
 import secateurs as sec
 from benchmarks import cifar, sparse_cifar, sparse_cifar_cells
-from benchmarks.sparse_cifar_cells import Bench, Late, Pool
+from benchmarks.sparse_cifar_cells import Bench, Images, Late, moved
 
 
-def pool(work: Path, count: int = 40) -> Pool:
-    """Random images and a network that answers them, without any file."""
-    made = Pool.__new__(Pool)
+def pool(count: int = 40) -> Images:
+    """Random images."""
     generator = torch.Generator().manual_seed(0)
-    made.images = torch.randint(1, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    made.labels = torch.randint(0, 10, (count,), generator=generator)
-    made.work, made.teacher = work / "pool", small()
-    return made
+    images = torch.randint(1, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Images(images, torch.randint(0, 10, (count,), generator=generator), 4)
 
 
 def small() -> nn.Module:
@@ -32,38 +29,42 @@ def small() -> nn.Module:
     return cifar.ResNet(8).eval()
 
 
-def test_variants_are_the_image_moved_and_mirrored_on_black(tmp_path: Path) -> None:
-    mine = pool(tmp_path)
-    rows = torch.tensor([3, 5])
-    seen = []
-    for variant in range(2 * len(sparse_cifar_cells.SHIFTS)):
-        down, right = sparse_cifar_cells.SHIFTS[variant // 2]
+def test_images_are_moved_and_mirrored_on_black() -> None:
+    images = pool(200).images
+    torch.manual_seed(0)
+    found, seen = moved(images), set()
+    for image, other in zip(images, found, strict=True):
         plain = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
-        plain[:, :, 4:36, 4:36] = mine.images[rows]
-        moved = plain[:, :, 4 + down : 36 + down, 4 + right : 36 + right]
-        wanted = cifar.normalised(moved.flip(3) if variant % 2 else moved)
-        assert torch.equal(mine.images_of(rows, variant), wanted)
-        seen.append(wanted)
-    assert len({float(images.sum()) for images in seen}) > len(sparse_cifar_cells.SHIFTS) / 2
-    assert torch.equal(seen[0], cifar.normalised(mine.images[rows]))
+        plain[0, :, 4:36, 4:36], plain[1, :, 4:36, 4:36] = image, image.flip(2)
+        hits = {
+            (side, down, right)
+            for side in range(2) for down in range(9) for right in range(9)
+            if torch.equal(plain[side, :, down : down + 32, right : right + 32], other)
+        }  # fmt: skip
+        assert len(hits) == 1
+        seen |= hits
+    for place, count in enumerate((2, 9, 9)):
+        assert len({hit[place] for hit in seen}) == count, "every move and mirror is drawn"
 
 
-def test_answers_are_the_originals_and_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_cifar_cells, "PART", 20)
-    mine = pool(tmp_path)
-    found = mine.answers(3, 1, lambda: None)
-    with torch.no_grad():
-        torch.testing.assert_close(found, mine.teacher(mine.images_of(torch.arange(20, 40), 3)))
-    mine.teacher = nn.Identity()
-    assert torch.equal(mine.answers(3 + 2 * len(sparse_cifar_cells.SHIFTS), 1, lambda: None), found)
+def test_batches_hold_every_image_once_with_its_label() -> None:
+    mine = pool()
+    mine.labels = torch.arange(40)
+    torch.manual_seed(0)
+    labels = [batch for _, batch in mine]
+    assert len(labels) == len(mine) == 10
+    assert sorted(torch.cat(labels).tolist()) == list(range(40)) != torch.cat(labels).tolist()
+    (still,) = mine.calibration(8, 3)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:8]
+    assert torch.equal(still, cifar.normalised(mine.images[order]))
 
 
 def bench(work: Path, until: float = math.inf) -> Bench:
     """The benchmark's machinery on a tiny network."""
     made = Bench.__new__(Bench)
-    made.work, made.until, made.pool = work, until, pool(work)
+    made.work, made.until, made.pool = work, until, pool()
     made.settings = {
-        "train": {"batch": 4, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "temperature": 4.0, "soft": 0.9},
+        "train": {"images": 24, "batch": 4, "epochs": 2, "optimizer": "adam", "lr": 1e-3, "distil": {"alpha": 1.0}},
         "effect": {"images": 8, "pattern": "rows(4)", "percent": 75},
         "curve": {"images": 8, "rounds": 2, "samples_per_image": 8, "ridge": 1e-3, "percents": [50, 90]},
     }
@@ -72,27 +73,21 @@ def bench(work: Path, until: float = math.inf) -> Bench:
 
 
 @pytest.mark.medium
-def test_killed_in_the_middle_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = sec.sparsify_once(small(), pool(tmp_path).calibration(8, 0), 0.5, only=["*conv*"], samples_per_image=8)
-
-    monkeypatch.setattr(sparse_cifar_cells, "PART", 20)
-    monkeypatch.setattr(sparse_cifar_cells, "EVERY", 7)
-    ends = []
-    for folder in ("whole", "killed"):
-        mine = bench(tmp_path)
-        if folder == "killed":
-            mine.until = 0.0  # late at the first checkpoint
-            for _ in range(2):
-                with pytest.raises(Late):
-                    mine.train(copy.deepcopy(start.model), start.masks, tmp_path / folder, 1, 40, 2)
-            mine.until = math.inf
-        ends.append(mine.train(copy.deepcopy(start.model), start.masks, tmp_path / folder, 1, 40, 2))
-    for (name, one), two in zip(ends[0].state_dict().items(), ends[1].state_dict().values(), strict=True):
-        assert torch.equal(one, two), name
+def test_training_holds_zeros_and_statistics_and_comes_nearer(tmp_path: Path) -> None:
+    start = sec.sparsify_once(small(), pool().calibration(8, 0), 0.95, only=["*conv*"], samples_per_image=8)
+    before, mine = copy.deepcopy(start.model.state_dict()), bench(tmp_path)
+    found = mine.train(start.model, tmp_path / "run", 1)
     for name, mask in start.masks.items():
-        weight = ends[0].get_parameter(name)
+        weight = found.get_parameter(name)
         assert not bool(weight[~mask].any())
-        assert not torch.equal(weight, start.model.get_parameter(name))
+        assert not torch.equal(weight, before[name])
+    for name, tensor in start.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+        assert "running" not in name or torch.equal(found.state_dict()[name], tensor), name
+    images = mine.pool.calibration(24, 0)[0]
+    with torch.no_grad():
+        far, near = ((model(images) - mine.model(images)).square().mean() for model in (start.model, found))
+    assert float(near) < float(far)
 
 
 def test_the_allocation_keeps_as_many_weights_and_errs_least(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
