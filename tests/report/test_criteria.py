@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,20 @@ def test_what_was_asked_for_and_does_not_apply_is_refused():
         compared(("l11",))
     with pytest.raises(InputError, match="Nothing can be removed"):
         sec.compare_criteria(nn.Linear(2, 2), torch.zeros(1, 2), data=[])
+
+
+@pytest.mark.parametrize(
+    ("criteria", "more", "match"),
+    [
+        ("l1", {}, r"criteria=\['l1'\]"),
+        ([print], {}, "is no name of a criterion"),
+        (["l1"], {"bootstrap": 0}, "bootstrap=0"),
+        (["l1"], {"bootstrap": -1}, "bootstrap=-1"),
+        (["l1"], {"options": {"l11": {}}}, "no criterion named 'l11'"),
+        (["l1"], {"options": {"obd": {"probe": 1}}}, "no option 'probe'"),
+        (["l1"], {"exclude": "0"}, r"exclude=\['0'\]"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(criteria: Any, more: dict[str, Any], match: str):
+    with pytest.raises(sec.SecateursError, match=match):
+        sec.compare_criteria(network(), torch.zeros(1, 3, 8, 8), criteria, data=batches(), **more)
