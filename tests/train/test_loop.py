@@ -185,9 +185,11 @@ def test_steps_by_value():
     assert [step.macs for step in steps("macs", 0.25, 2)] == pytest.approx([0.5, 0.25])
     assert [step.threshold for step in steps("threshold", 0.3, 3)] == pytest.approx([0.1, 0.2, 0.3])
     assert [step.channels for step in steps("channels", 0.4, 1, start=0.8)] == pytest.approx([0.4])
-    for bad in (("macs", 1.5, 2), ("macs", 0.5, 0), ("threshold", -0.1, 1)):
+    for bad in (("macs", 1.5, 2), ("macs", 0.5, 0), ("macs", 0.5, 2.5), ("threshold", -0.1, 1)):
         with pytest.raises(sec.InputError, match="cannot be used"):
             steps(*bad)
+    with pytest.raises(sec.UnknownNameError, match="did you mean 'macs'"):
+        steps("mac", 0.5, 2)
 
 
 SCRIPT = """

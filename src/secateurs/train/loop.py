@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -238,10 +238,18 @@ def steps(metric: str, to: float, rounds: int, *, start: float | None = None) ->
     """`rounds` budgets on one metric, ending at `to`: fractions shrink by equal factors, thresholds grow equally.
 
     `start` is where the count begins, exclusive: 1.0 for fractions (`macs`, `params`, `bytes`, `channels`), 0.0 for
-    `threshold`. `steps("macs", 0.25, 2)` gives `[Budget(macs=0.5), Budget(macs=0.25)]`. Raises `InputError`.
+    `threshold`. `steps("macs", 0.25, 2)` gives `[Budget(macs=0.5), Budget(macs=0.25)]`. Raises `InputError`, or
+    `UnknownNameError` for another metric.
     """
     begin = (0.0 if metric == "threshold" else 1.0) if start is None else start
-    if rounds < 1 or (metric != "threshold" and not 0 < to < begin <= 1) or (metric == "threshold" and not to > begin):
+    named("limit", metric, {field.name: field for field in fields(Budget)})
+    whole = isinstance(rounds, int) and not isinstance(rounds, bool)
+    if (
+        not whole
+        or rounds < 1
+        or (metric != "threshold" and not 0 < to < begin <= 1)
+        or (metric == "threshold" and not to > begin)
+    ):
         raise InputError(
             explain(
                 f"steps({metric!r}, {to!r}, {rounds!r}) cannot be used",
