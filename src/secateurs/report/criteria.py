@@ -151,6 +151,7 @@ def compare_criteria(
     bootstrap: int = 1000,
     seed: int = 0,
     exclude: Iterable[str | type] = (),
+    kwargs: Mapping[str, Any] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> CriteriaComparison:
     """How well each criterion ranks the units as `reference` does: Spearman's rho per group and over all units.
@@ -165,7 +166,7 @@ def compare_criteria(
     """
     options = options or {}
     _check(criteria, options, bootstrap)
-    graph = capture(model, example_inputs)
+    graph = capture(model, example_inputs, kwargs=kwargs)
     groups = couple(graph, exclude=exclude)
     if not groups.free:
         raise InputError(explain("Nothing can be removed from this model", next_step="see `secateurs inspect`"))
