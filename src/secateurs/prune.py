@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.base.loss import Loss
@@ -26,6 +26,7 @@ from secateurs.deliver.request import request
 from secateurs.device import Comparison, Device, compare, find_device
 from secateurs.report.result import Frozen, Result, Stage
 from secateurs.score import score
+from secateurs.score.score import as_criterion
 from secateurs.train.config import FineTune
 from secateurs.train.distill import uses_teacher
 from secateurs.train.evaluate import checked_metric
@@ -43,7 +44,7 @@ def prune(
     *,
     budget: Budget,
     kwargs: Mapping[str, Any] | None = None,
-    criterion: str | None = None,
+    criterion: str | Callable[..., Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
     loss: str | Loss | None = None,
     score_batches: int = 16,
@@ -93,7 +94,8 @@ def prune(
     check_seed(seed)
     _check(budget, exclude, data, evaluate, finetune, device, reconstruct)
     check_choice(bias, padding, data)
-    criterion = criterion or _default_criterion(budget)
+    criterion = _default_criterion(budget) if criterion is None else criterion
+    rule = as_criterion(criterion)
     story = _Story(on_stage, evaluate)
     story.judge("original", model)
 
@@ -109,7 +111,7 @@ def prune(
     story.begin("choose")
     plan = choose(
         graph, groups, scores, budget, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
-        criterion=criterion, seed=seed,
+        criterion=rule.name, seed=seed,
     )  # fmt: skip
     story.begin("cut")
     mapped = bias != "drop" and padding == "map"

@@ -112,6 +112,7 @@ def test_another_limit_still_holds():
     chosen = sec.choose(graph, groups, scores, sec.Budget(threshold=0.1, macs=0.5))
     assert [list(item.kept) for item in chosen.groups if not item.frozen] == [[0, 1, 3, 6]]
     assert str(sec.Budget(threshold=0.1, macs=0.5)) == "macs <= 50% of the original, scores >= 0.1"
+    assert str(sec.Budget(params=0.504)) == "params <= 50.4% of the original"
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("inf"), float("nan"), "0.1", True])

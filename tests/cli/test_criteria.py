@@ -38,3 +38,9 @@ def test_json_and_picture(capsys, tmp_path):
 def test_an_unknown_criterion_is_refused(capsys):
     assert main([*WORDS, "--criterion", "l11"]) == 2
     assert "l1" in capsys.readouterr().err
+
+
+def test_inputs_by_name(capsys):
+    words = ["criteria", "--model", "toy:Net", "--input", "x=1x1x6x6", "--data", "toy:loader", "--bootstrap", "20"]
+    assert main([*words, *SOME]) == 0
+    assert "mean_activation" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateurs.choose.budget import Budget
 from secateurs.deliver.request import request, state_digest
 from secateurs.recipe import NamedLoss
+from secateurs.score.criterion import CRITERIA, Criterion
 from secateurs.train.config import FineTune
 
 X = torch.zeros(2, 3)
@@ -61,6 +62,15 @@ def test_a_loss_is_named_or_described_and_the_rest_of_the_config_stays() -> None
     assert named["finetune"] == {"epochs": 7, "loss": "a.b:c"}
     assert "loss" not in named["from_python"]
     assert "loss" not in asked(finetune=FineTune(loss="mse"))["from_python"]
+
+
+def test_a_criterion_is_named_or_described() -> None:
+    registered = asked(criterion=CRITERIA["l1"])
+    assert registered["criterion"] == "l1" and "criterion" not in registered["from_python"]
+    for mine in (error_rate, Criterion("l1", error_rate)):
+        found = asked(criterion=mine)
+        assert "criterion" not in found
+        assert found["from_python"]["criterion"] == f"{__name__}:error_rate"
 
 
 def test_the_digest_is_sha256_over_names_and_bytes_and_sees_every_value() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import secateurs as sec
+from secateurs import recipe
+from secateurs.cli.running import FLAGS
 from secateurs.report.result import Result
 from secateurs.train.config import FineTune
 from secateurs.train.distill import Distill
@@ -188,6 +190,25 @@ def test_stages_are_announced_in_order(network: Net) -> None:
     found = sec.prune(network, IMAGE, budget=sec.Budget(macs=0.7), on_stage=heard.append)
     assert heard == ["capture", "couple", "score", "choose", "cut", "count"]
     assert [stage.name for stage in found.history] == heard
+
+
+def test_a_criterion_may_be_a_function(network: Net, tmp_path: Path) -> None:
+    """Its name goes into plan and recipe; the recipe asks for a name when it is to be run again."""
+
+    def last_first(group: sec.ChannelGroup, context: object) -> torch.Tensor:
+        return torch.arange(group.size)
+
+    result = sec.prune(network, IMAGE, budget=sec.Budget(channels=0.5), criterion=last_first)
+    assert all(row.kept[-1] == row.size - 1 for row in result.plan.groups)
+    assert result.plan.criterion == "last_first"
+    sec.save(result, tmp_path / "out")
+    assert sec.load(tmp_path / "out", build=Net) is not None
+    read = recipe.load(tmp_path / "out" / "recipe.yaml")
+    assert read.criterion is None
+    assert "criterion" in read.unnamed
+    assert set(read.unnamed) <= set(FLAGS)
+    with pytest.raises(sec.InputError, match="no number of batches"):
+        sec.prune(network, IMAGE, budget=sec.Budget(macs=0.5), data=stripes(), score_batches=-1)
 
 
 def test_arguments_that_cannot_work_are_refused_before_any_work(network: Net) -> None:

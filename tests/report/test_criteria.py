@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,51 @@ def test_what_was_asked_for_and_does_not_apply_is_refused():
         compared(("l11",))
     with pytest.raises(InputError, match="Nothing can be removed"):
         sec.compare_criteria(nn.Linear(2, 2), torch.zeros(1, 2), data=[])
+
+
+class ByName(nn.Module):
+    """Takes its two inputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(3, 6), nn.Linear(2, 5), nn.Linear(11, 3)
+
+    def forward(self, *, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([torch.relu(self.left(left)), torch.relu(self.right(right))], 1)
+        return self.head(both)
+
+
+def test_inputs_by_name_in_any_order():
+    torch.manual_seed(0)
+    model, left, right = ByName(), torch.randn(8, 3), torch.randn(8, 2)
+    target = torch.arange(8) % 3
+    found = [
+        sec.compare_criteria(model, (), ["l1"], data=[(inputs, target)], kwargs={"left": left[:2], "right": right[:2]})
+        for inputs in ({"left": left, "right": right}, {"right": right, "left": left})
+    ]
+    assert found[0].overall["l1"].units == 11
+    assert found[0].scores == found[1].scores
+
+
+def test_data_of_another_dtype_is_refused():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = [(torch.randn(4, 3, dtype=torch.float64), torch.arange(4) % 2)]
+    with pytest.raises(InputError, match=r"another dtype.*float64 here and was torch.float32"):
+        sec.compare_criteria(model, torch.zeros(1, 3), ["l1"], data=data)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "more", "match"),
+    [
+        ("l1", {}, r"criteria=\['l1'\]"),
+        ([print], {}, "is no name of a criterion"),
+        (["l1"], {"bootstrap": 0}, "bootstrap=0"),
+        (["l1"], {"bootstrap": -1}, "bootstrap=-1"),
+        (["l1"], {"options": {"l11": {}}}, "no criterion named 'l11'"),
+        (["l1"], {"options": {"obd": {"probe": 1}}}, "no option 'probe'"),
+        (["l1"], {"exclude": "0"}, r"exclude=\['0'\]"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(criteria: Any, more: dict[str, Any], match: str):
+    with pytest.raises(sec.SecateursError, match=match):
+        sec.compare_criteria(network(), torch.zeros(1, 3, 8, 8), criteria, data=batches(), **more)

@@ -138,6 +138,7 @@ def test_own_function_sees_groups_and_weights():
         (torch.ones(2, 1), r"shape \(2, 1\) for 2 units"),
         (torch.tensor([1.0, float("nan")]), "1 not finite"),
         (torch.tensor([float("inf"), float("nan")]), "2 not finite"),
+        (torch.tensor([1.0, 2.0j]), "complex"),
         ([1.0, 2.0], "list"),
         (None, "NoneType"),
     ],
@@ -198,3 +199,19 @@ def test_what_is_no_criterion_or_no_seed_is_refused():
         one_group(chain(), None, 1, 2)
     with pytest.raises(sec.InputError, match=r"1\.5 is not a seed"):
         one_group(chain(), "l1", 1, 2, seed=1.5)
+
+
+@pytest.mark.parametrize("batches", [0, -1, 2.5, True])
+def test_what_is_no_number_of_batches_is_refused(batches: object):
+    model = chain()
+    data = [torch.ones(2, 2)]
+    for criterion in ("mean_activation", "l1"):
+        with pytest.raises(sec.InputError, match="no number of batches"):
+            sec.score(groups_of(model, 1, 2), model, criterion, data=data, batches=batches)
+
+
+def test_text_where_an_option_is_a_number_is_refused():
+    model = chain()
+    for value in ("a", True):
+        with pytest.raises(sec.InputError, match="option 'eps' of the criterion 'apoz' is a number"):
+            sec.score(groups_of(model, 1, 2), model, "apoz", data=[torch.ones(2, 2)], options={"eps": value})

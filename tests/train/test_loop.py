@@ -15,6 +15,7 @@ from torch import nn
 from train.networks import loader, points, same, state
 
 import secateurs as sec
+from secateurs.score import CRITERIA
 from secateurs.train.loop import steps, train_prune_loop
 from secateurs.train.penalty import Penalty
 
@@ -160,13 +161,35 @@ def test_rollbacks_try_halfway(trained: nn.Module, data):
     assert 0.55 <= result.rounds[-1].macs / whole <= 0.6
 
 
+def test_halfway_to_a_count_starts_from_the_count_of_the_whole(trained: nn.Module, data):
+    whole = sec.count(trained, X).params
+
+    def evaluate(model: nn.Module) -> float:
+        return float(sec.count(model, X).params >= 0.6 * whole)
+
+    for first in ([], [sec.Budget(params=0.9)]):
+        result = train_prune_loop(
+            trained,
+            X,
+            data,
+            steps=[*first, sec.Budget(params=int(0.5 * whole))],
+            evaluate=evaluate,
+            rollbacks=1,
+            **FREE,
+        )
+        assert [row.verdict for row in result.rounds][-2:] == ["rolled back", "accepted"]
+        assert 0.6 <= result.rounds[-1].params / whole <= 0.75
+
+
 def test_steps_by_value():
     assert [step.macs for step in steps("macs", 0.25, 2)] == pytest.approx([0.5, 0.25])
     assert [step.threshold for step in steps("threshold", 0.3, 3)] == pytest.approx([0.1, 0.2, 0.3])
     assert [step.channels for step in steps("channels", 0.4, 1, start=0.8)] == pytest.approx([0.4])
-    for bad in (("macs", 1.5, 2), ("macs", 0.5, 0), ("threshold", -0.1, 1)):
+    for bad in (("macs", 1.5, 2), ("macs", 0.5, 0), ("macs", 0.5, 2.5), ("threshold", -0.1, 1)):
         with pytest.raises(sec.InputError, match="cannot be used"):
             steps(*bad)
+    with pytest.raises(sec.UnknownNameError, match="did you mean 'macs'"):
+        steps("mac", 0.5, 2)
 
 
 SCRIPT = """
@@ -220,8 +243,64 @@ def test_folder_of_another_run_is_refused(trained: nn.Module, data, tmp_path: Pa
         )
 
     go(0.5)
-    with pytest.raises(sec.ArtifactError, match="belongs to another run"):
-        go(0.4)
+    for limit in (0.4, 0.504):
+        with pytest.raises(sec.ArtifactError, match="belongs to another run"):
+            go(limit)
+
+
+def test_what_the_scores_are_made_of_is_part_of_the_run(trained: nn.Module, data, tmp_path: Path):
+    """Functions by their names, which the next process gives them as well, not by where they lie in memory."""
+
+    def go(loss: object, metric: object) -> object:
+        return train_prune_loop(
+            trained, X, data, steps=sec.Budget(macs=0.5), evaluate=lambda model: 1.0, folder=tmp_path,
+            criterion="oracle", options={"metric": metric}, loss=loss, **FREE,
+        )  # fmt: skip
+
+    def made() -> object:
+        return lambda outputs, target: (outputs.argmax(1) == target).float().mean()
+
+    go("cross_entropy", made())
+    go("cross_entropy", made())
+    with pytest.raises(sec.ArtifactError, match="`loss` was 'cross_entropy' and is now"):
+        go(lambda outputs, target: outputs.sum(), made())
+
+
+def test_a_criterion_object_is_known_by_its_name(trained: nn.Module, data, tmp_path: Path):
+    result = train_prune_loop(
+        trained, X, data, steps=sec.Budget(macs=0.5), evaluate=lambda model: 1.0, criterion=CRITERIA["l1"],
+        folder=tmp_path, **FREE,
+    )  # fmt: skip
+    assert result.plan is not None
+    assert result.plan.criterion == "l1"
+    assert " at 0x" not in (tmp_path / "loop.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"criterion": "l3"}, "no criterion named 'l3'"),
+        ({"criterion": 3}, "3 is no criterion"),
+        ({"options": {"eps": 1}}, "no option 'eps'"),
+        ({"normalizer": "maxx"}, "did you mean 'max'"),
+        ({"equalization": "keep"}, "no equalization named"),
+        ({"search": "globl"}, "did you mean 'global'"),
+        ({"exclude": ["5"]}, "matches no module"),
+        ({"exclude": "0"}, r"exclude=\['0'\]"),
+        ({"granularity": 0}, "make no sense"),
+        ({"batches": 0}, "batches=0"),
+        ({"recalibrate": -1}, "recalibrate=-1"),
+        ({"reconstruct": 0.5}, "reconstruct=0.5"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_any_training(more: dict[str, object], match: str, data):
+    judged = []
+    with pytest.raises(sec.SecateursError, match=match):
+        train_prune_loop(
+            network(), X, data,
+            **{"steps": sec.Budget(macs=0.5), "evaluate": judged.append, "penalise": PENALISE, **FREE, **more},
+        )  # fmt: skip
+    assert not judged
 
 
 @pytest.mark.parametrize(

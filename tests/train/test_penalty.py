@@ -39,6 +39,20 @@ def test_norm_of_a_layer_is_not_that_of_its_filters() -> None:
     assert float(Penalty(kind="filter_norm").value(model)) == pytest.approx(2)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_of_a_transposed_convolution_are_what_produces_an_output(groups: int) -> None:
+    layer = nn.ConvTranspose2d(4, 6, 3, groups=groups, bias=False)
+    each = 6 // groups
+    norms = [layer.weight[k // each * (4 // groups) :][: 4 // groups, k % each].norm() for k in range(6)]
+    assert float(Penalty().value(layer)) == pytest.approx(float(sum(norms)))
+    with torch.no_grad():  # output 4 is silent: its filter is at the norm's kink, all others are pushed
+        layer.weight[4 // each * (4 // groups) :][: 4 // groups, 4 % each] = 0
+    Penalty().value(layer).backward()
+    silent = layer(torch.randn(1, 4, 5, 5))[0].flatten(1).abs().amax(1) == 0
+    assert silent.tolist() == [k == 4 for k in range(6)]
+    assert int((layer.weight.grad == 0).sum()) == 4 // groups * 9
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "bn_scale"])
 def test_gradient_is_finite_where_filters_are_zero(kind: str) -> None:
     model = pair()
@@ -150,6 +164,7 @@ def test_resumes_to_the_same_bits(tmp_path: Path) -> None:
         ({"strength": -1}, InputError, "at least 0"),
         ({"strength": "balanced"}, InputError, "or 'balance'"),
         ({"batches": 0}, InputError, "above 0"),
+        ({"batches": 1.5}, InputError, "above 0"),
         ({"exclude": "head"}, InputError, r"exclude=\['head'\]"),
     ],
 )

@@ -163,6 +163,24 @@ def test_the_zero_filters_are_removed_and_their_constants_handed_over() -> None:
     assert list(result.plan.removed["deep.weight"][0]) == found["deep.weight"]
 
 
+def test_behind_padding_maps_of_constants_make_it_answer_like_the_trained_one() -> None:
+    config = FineTune(epochs=1, lr=0.05, progress=False)
+    data = loader(images(40))
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(6 * 36, 3))
+    nn.init.uniform_(model[0].bias, 0.1, 0.5)
+    result = sec.soft_prune(model, IMAGE, data, finetune=config, padding="map")
+    assert result.handed is not None
+    assert result.handed.exact
+    x = images(16)[0]
+    torch.testing.assert_close(result.model.eval()(x), result.trained.model.eval()(x))
+    removed = sum(item.size - len(item.kept) for item in result.plan.groups)
+    for part in (f"{removed} units", f"{result.plan.after['macs']:,}", "handed over exactly"):
+        assert part in str(result)
+    assert "by 'mean'" in str(sec.soft_prune(model, IMAGE, data, finetune=config, padding="mean"))
+
+
 def test_without_padding_the_smaller_network_answers_like_the_trained_one() -> None:
     """The first layer's filters are constants after bias, batch norm and ReLU; the second reads them unpadded."""
     config = FineTune(epochs=2, lr=0.05, progress=False)

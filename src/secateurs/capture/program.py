@@ -166,7 +166,7 @@ class Programs:
 
         Raises `InputError` when the model does not run the nodes of the graph on them.
         """
-        args, keywords = check_call(self.model, inputs)
+        args, keywords = self._call(inputs)
         given = [leaf for leaf in pytree.tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
         if self.graph.how == "recorded":  # decisions from this batch's data are part of the program
             return self._make(args, keywords), given
@@ -182,7 +182,7 @@ class Programs:
         samples cannot be told apart, or that mix samples, are left out. Raises `InputError` when the model does not
         take inputs twice as long.
         """
-        args, keywords = check_call(self.model, inputs)
+        args, keywords = self._call(inputs)
         key = _key(args, keywords)
         if key not in self._axes:
             program, given = self.program(inputs)
@@ -191,7 +191,7 @@ class Programs:
 
     def twice(self, inputs: Any) -> Program:
         """The program for inputs twice as long. Raises `InputError` when the model does not take them."""
-        args, keywords = check_call(self.model, inputs)
+        args, keywords = self._call(inputs)
         key = _key(args, keywords)
         if key not in self._twice:
             self._twice[key] = self._make(*doubled((args, keywords)))
@@ -199,7 +199,7 @@ class Programs:
 
     def once(self, name: str, inputs: Any, make: Callable[[], T]) -> T:
         """`make()`, called at the first inputs like these."""
-        key = name, _key(*check_call(self.model, inputs))
+        key = name, _key(*self._call(inputs))
         if key not in self._kept:
             self._kept[key] = make()
         result: T = self._kept[key]
@@ -212,6 +212,16 @@ class Programs:
         other._twice = {key: Program(made.graph, {**made.tensors, **tensors}) for key, made in self._twice.items()}
         other._axes = self._axes
         return other
+
+    def _call(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs as a call, keywords in the order of the graph: a dict may name them in any order."""
+        args, keywords = check_call(self.model, inputs)
+        names = [item.name for item in self.graph.inputs]
+        first = {
+            key: next((i for i, name in enumerate(names) if name == key or name.startswith(f"{key}[")), len(names))
+            for key in keywords
+        }
+        return args, {key: keywords[key] for key in sorted(keywords, key=first.__getitem__)}
 
     def _make(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Program:
         try:
@@ -247,6 +257,17 @@ def _check_same(one: Graph, other: Graph) -> None:
         raise _differs(f"{len(one.nodes)} operators there, {len(other.nodes)} here")
     if [leaf.name for leaf in one.leaves] != [leaf.name for leaf in other.leaves]:
         raise _differs("it reads other tensors")
+    for mine, other_one in zip(one.inputs, other.inputs, strict=False):
+        expected, found = one.values[mine.value].dtype, other.values[other_one.value].dtype
+        if expected != found and (expected.is_floating_point or found.is_floating_point):
+            raise InputError(
+                explain(
+                    "The data has another dtype than the example inputs",
+                    where=f"`{other_one.name}`",
+                    evidence=f"it is {found} here and was {expected} there",
+                    next_step="convert the data, or capture with example inputs like it",
+                )
+            )
 
 
 def _differs(evidence: str) -> InputError:

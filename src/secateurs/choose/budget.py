@@ -71,4 +71,4 @@ def _text(metric: str, limit: float | int) -> str:
     if metric == "threshold":
         return f"scores >= {limit:g}"
     share = isinstance(limit, float) and limit <= 1
-    return f"{metric} <= {limit:.0%} of the original" if share else f"{metric} <= {limit:,}"
+    return f"{metric} <= {100 * limit:.4g}% of the original" if share else f"{metric} <= {limit:,}"

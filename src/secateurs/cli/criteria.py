@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_text
 from secateurs.base.loss import losses
 from secateurs.base.reference import resolve
@@ -45,8 +44,6 @@ def criteria(
 ) -> None:
     """Print the rank correlation of every criterion with the oracle, which removes each unit and looks."""
     args, kwargs = example_inputs(input, seed)
-    if kwargs:
-        raise InputError(explain("Inputs by name are not supported here", next_step="give --input SHAPE in order"))
     with progress(quiet=json) as stage:
         stage("build")
         network = build_model(model, weights, seed)
@@ -61,6 +58,7 @@ def criteria(
             bootstrap=bootstrap,
             seed=seed,
             exclude=tuple(exclude or ()),
+            kwargs=kwargs,
             on_stage=stage,
         )
     if figure is not None:

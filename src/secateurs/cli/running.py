@@ -22,6 +22,7 @@ FLAGS = {
     "data": "--data package.module:loader",
     "evaluate": "--evaluate package.module:function",
     "loss": "--loss package.module:function, or `loss` under `finetune` in the recipe",
+    "criterion": "`criterion`, the name of a registered one, in the recipe",
 }
 """How each key that a recipe from Python leaves open is given."""
 

@@ -43,6 +43,8 @@ def couple(
                 f"elementwise={elementwise!r} is no way to treat channels that meet", next_step="use 'couple' or 'keep'"
             )
         )
+    if isinstance(exclude, str):
+        raise InputError(explain("`exclude` is a list of names", next_step=f"pass exclude=[{exclude!r}]"))
     c = Coupler(graph, unit, follows_inputs(graph) if elementwise == "keep" else frozenset())
     for leaf in graph.leaves:
         rank = len(leaf.shape)

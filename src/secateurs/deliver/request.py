@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.base.reference import name_of
 from secateurs.deliver.inputs import TensorSpec
+from secateurs.score.criterion import CRITERIA, Criterion
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.checkpoint import digest
 from secateurs.train.config import FineTune
@@ -30,6 +31,7 @@ class FromPython:
     data: str | None = None
     evaluate: str | None = None
     loss: str | None = None
+    criterion: str | None = None
 
 
 def request(
@@ -50,7 +52,10 @@ def request(
         data=None if data is None else _kind(data),
         evaluate=None if evaluate is None or metric else _kind(evaluate),
         loss=None if loss is None else _kind(loss),
+        criterion=_nameless_criterion(rest.get("criterion")),
     )
+    if isinstance(rest.get("criterion"), Criterion) or handed.criterion is not None:
+        rest["criterion"] = None if handed.criterion is not None else rest["criterion"].name
     if trained_on is not None:
         rest["finetune"] = replace(rest["finetune"], loss=FineTune.loss)
     if scored_on is not None:
@@ -79,6 +84,15 @@ def _nameless(loss: Any) -> Any:
     if loss is None or isinstance(loss, str):
         return None
     return None if getattr(loss, "reference", None) or name_of(loss) else loss
+
+
+def _nameless_criterion(given: Any) -> str | None:
+    """What a criterion is that no recipe can name: anything but a registered one."""
+    if given is None or isinstance(given, str):
+        return None
+    if isinstance(given, Criterion) and given.name in CRITERIA and CRITERIA[given.name] is given:
+        return None
+    return _kind(given.rule if isinstance(given, Criterion) else given)
 
 
 def plain(value: Any) -> Any:

@@ -151,6 +151,7 @@ def compare_criteria(
     bootstrap: int = 1000,
     seed: int = 0,
     exclude: Iterable[str | type] = (),
+    kwargs: Mapping[str, Any] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> CriteriaComparison:
     """How well each criterion ranks the units as `reference` does: Spearman's rho per group and over all units.
@@ -161,13 +162,14 @@ def compare_criteria(
     used; it is iterated once per criterion. Intervals are percentiles over `bootstrap` resamplings of the units.
 
     Raises `UnknownNameError` for an unknown name and `InputError` when a criterion that was asked for does not apply,
-    or when nothing can be removed from the model.
+    when nothing can be removed from the model, or for arguments that cannot be used.
     """
-    graph = capture(model, example_inputs)
+    options = options or {}
+    _check(criteria, options, bootstrap)
+    graph = capture(model, example_inputs, kwargs=kwargs)
     groups = couple(graph, exclude=exclude)
     if not groups.free:
         raise InputError(explain("Nothing can be removed from this model", next_step="see `secateurs inspect`"))
-    options = options or {}
     names = [name for name in (CRITERIA if criteria is None else criteria) if name != reference]
     rules = {name: CRITERIA[name] for name in (reference, *names)}
     found: dict[str, dict[str, Tensor]] = {}
@@ -205,6 +207,23 @@ def compare_criteria(
         bootstrap,
         seed,
     )
+
+
+def _check(criteria: Any, options: Mapping[str, Any], bootstrap: Any) -> None:
+    if isinstance(criteria, str):
+        raise InputError(explain("`criteria` is a list of names", next_step=f"pass criteria=[{criteria!r}]"))
+    for name in () if criteria is None else criteria:
+        if not isinstance(name, str):
+            raise InputError(
+                explain(
+                    f"{name!r} is no name of a criterion",
+                    next_step="register a function of your own with `secateurs.score.criterion.criterion(name)`",
+                )
+            )
+    for name, given in options.items():
+        CRITERIA[name].check(given)
+    if isinstance(bootstrap, bool) or not isinstance(bootstrap, int) or bootstrap < 1:
+        raise InputError(explain(f"bootstrap={bootstrap!r} cannot be used", next_step="give an integer of at least 1"))
 
 
 __all__ = ["CriteriaComparison", "compare_criteria"]

@@ -58,7 +58,7 @@ class Criterion:
         return {item.name: item.default for item in given if item.default is not item.empty}
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Raises `UnknownNameError` for an option that the criterion does not have."""
+        """Raises `UnknownNameError` for an option that the criterion does not have, `InputError` for no number."""
         for name in options:
             if name not in self.options:
                 close = nearest(name, self.options)
@@ -67,6 +67,16 @@ class Criterion:
                         f"The criterion {self.name!r} has no option {name!r}",
                         evidence=f"its options: {', '.join(self.options) or 'none'}",
                         next_step=f"did you mean {close[0]!r}?" if close else "",
+                    )
+                )
+            default = self.options[name]
+            number = isinstance(default, (int, float)) and not isinstance(default, bool)
+            if number and isinstance(options[name], (str, bool)):
+                raise InputError(
+                    explain(
+                        f"The option {name!r} of the criterion {self.name!r} is a number",
+                        evidence=f"{options[name]!r} given",
+                        next_step=f"give a number, such as the default, {default!r}",
                     )
                 )
 

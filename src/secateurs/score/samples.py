@@ -122,6 +122,13 @@ class Samples:
         limit: int | None = None,
         seed: int = 0,
     ) -> None:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise InputError(
+                explain(
+                    f"{limit!r} is no number of batches to look at",
+                    next_step="give an integer of at least 1, or None for all (`score_batches=0` in `prune`)",
+                )
+            )
         self._loss: Callable[[Any, Any], Tensor] = losses[loss] if isinstance(loss, str) else loss
         self._programs = Programs(model, graph)
         self._device = device_of(model)

@@ -46,7 +46,7 @@ def score(
     Raises `UnknownNameError` for an unknown name and `InputError` for scores that are not finite or of the wrong size,
     for data that is missing or does not fit, or when `model` is not the one that `groups` were found in.
     """
-    rule = _criterion(criterion)
+    rule = as_criterion(criterion)
     options = dict(options or {})
     rule.check(options)
     scale = rule.normalizer if normalizer is None else normalizer
@@ -75,7 +75,11 @@ def score(
     return result
 
 
-def _criterion(given: Any) -> Criterion:
+def as_criterion(given: Any) -> Criterion:
+    """The registered criterion of that name, or one around a function.
+
+    Raises `UnknownNameError`, or `InputError` for what is neither.
+    """
     if isinstance(given, str):
         return CRITERIA[given]
     if isinstance(given, Criterion):
@@ -84,7 +88,7 @@ def _criterion(given: Any) -> Criterion:
         raise InputError(
             explain(f"{given!r} is no criterion", next_step="pass a name of sec.list('criteria'), or a function")
         )
-    return Criterion(getattr(given, "__name__", repr(given)), given)
+    return Criterion(getattr(given, "__name__", type(given).__name__), given)
 
 
 def tensors_of(groups: Groups, model: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +115,9 @@ def tensors_of(groups: Groups, model: nn.Module) -> dict[str, Tensor]:
 def _checked(raw: Any, group: ChannelGroup, criterion: str) -> Tensor:
     """What a criterion gave as rows `[members, size]` in float64. Raises `InputError` if these are no such scores."""
     evidence = f"it gave a {type(raw).__name__}"
-    if isinstance(raw, Tensor):
+    if isinstance(raw, Tensor) and raw.is_complex():
+        evidence = f"it gave {raw.dtype}"
+    elif isinstance(raw, Tensor):
         rows = raw.detach().to("cpu", torch.float64)
         rows = rows.unsqueeze(0) if rows.dim() == 1 else rows
         broken = int((~torch.isfinite(rows)).sum())
@@ -128,4 +134,4 @@ def _checked(raw: Any, group: ChannelGroup, criterion: str) -> Tensor:
     )
 
 
-__all__ = ["score", "tensors_of"]
+__all__ = ["as_criterion", "score", "tensors_of"]

@@ -143,11 +143,11 @@ class FineTune:
         if self.gates is not None:
             data["gates"] = self.gates.identity()
         if not isinstance(self.loss, str):
-            data["loss"] = _callable_name(self.loss)
+            data["loss"] = callable_name(self.loss)
         return data
 
 
-def _callable_name(loss: Callable[..., Any]) -> str:
+def callable_name(loss: Callable[..., Any]) -> str:
     """A name that is the same in the next process: without the address that Python shows by default."""
     if hasattr(loss, "__qualname__"):
         return f"{loss.__module__}:{loss.__qualname__}"

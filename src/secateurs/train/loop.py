@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,17 +20,23 @@ from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.base.loss import Loss
 from secateurs.capture.trace import capture, check_inputs
 from secateurs.choose import Budget, Plan, choose, compose
-from secateurs.cost import count
+from secateurs.choose.search import SEARCHES
+from secateurs.choose.widths import Widths
+from secateurs.cost import Cost, count
 from secateurs.couple import couple
 from secateurs.cut import cut_detailed
 from secateurs.score import score
-from secateurs.train.config import FineTune
+from secateurs.score.criterion import Criterion
+from secateurs.score.equalize import EQUALIZATIONS, NORMALIZERS, named
+from secateurs.score.score import as_criterion
+from secateurs.train.config import FineTune, callable_name
 from secateurs.train.recalibrate import recalibrate as refresh
 from secateurs.train.reconstruct import reconstruct as refit
 from secateurs.train.stages import Evaluate, Stages
 
 JOURNAL = "loop.jsonl"
 REFERENCES = ("original", "penalised")
+COUNTED = ("macs", "params", "bytes")
 ACCEPTED, ROLLED_BACK, NOTHING = "accepted", "rolled back", "nothing to remove"
 
 
@@ -72,12 +78,15 @@ class LoopResult:
         lines = [f"baseline {self.baseline:.4f}, {self.macs:,} MACs, {self.params:,} parameters"]
         if self.penalised is not None:
             lines.append(f"after training with the penalty {self.penalised:.4f}")
-        header = f"{'round':>5}  {'step':<28} {'units':>6}  {'MACs':>7}  {'params':>7}  {'cut':>7}  {'retrained':>9}"
+        wide = max([28, *(len(row.step) for row in self.rounds)])
+        header = (
+            f"{'round':>5}  {'step':<{wide}} {'units':>6}  {'MACs':>7}  {'params':>7}  {'cut':>7}  {'retrained':>9}"
+        )
         lines.append(f"{header}  verdict")
         for row in self.rounds:
             cut, metric = (("-" if x is None else f"{x:.4f}") for x in (row.metric_cut, row.metric))
             lines.append(
-                f"{row.number:>5}  {row.step[:28]:<28} {row.units:>6}  {row.macs / self.macs:>7.1%}  "
+                f"{row.number:>5}  {row.step:<{wide}} {row.units:>6}  {row.macs / self.macs:>7.1%}  "
                 f"{row.params / self.params:>7.1%}  {cut:>7}  {metric:>9}  {row.verdict}"
             )
         return "\n".join(lines)
@@ -139,11 +148,19 @@ def train_prune_loop(
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, penalise, tolerance, rollbacks)
     _check_reference(reference, penalise)
+    rule = as_criterion(criterion)
+    rule.check(options or {})
+    _check_names(normalizer, equalization, search)
+    _check_counts(batches=batches, reconstruct=reconstruct, recalibrate=recalibrate)
+    Widths(granularity, min_channels, floor)
+    couple(capture(model, args, kwargs=keywords), exclude=exclude, unit=unit, elementwise=elementwise)
     loop = Stages(model, data, evaluate, folder)
     loop.identify(
         JOURNAL,
-        steps=[str(step) for step in listed], criterion=_name(criterion), options=repr(options), normalizer=normalizer,
-        equalization=equalization, search=search, granularity=granularity, min_channels=min_channels, floor=floor,
+        steps=[dict(step.limits) for step in listed], criterion=_identity(criterion),
+        options={name: _identity(value) for name, value in (options or {}).items()}, loss=_identity(loss),
+        normalizer=normalizer, equalization=equalization, search=search, granularity=granularity,
+        min_channels=min_channels, floor=floor,
         exclude=[str(item) for item in exclude], unit=unit, elementwise=elementwise, reconstruct=reconstruct,
         recalibrate=recalibrate, batches=batches, seed=seed, tolerance=tolerance, reference=reference,
         rollbacks=rollbacks,
@@ -167,7 +184,7 @@ def train_prune_loop(
         )  # fmt: skip
         return choose(
             graph, groups, scores, budget, search=search, granularity=granularity, min_channels=min_channels,
-            floor=floor, criterion=_name(criterion), seed=seed,
+            floor=floor, criterion=rule.name, seed=seed,
         )  # fmt: skip
 
     rounds: list[Round] = []
@@ -211,7 +228,7 @@ def train_prune_loop(
             plan = made if plan is None else compose(plan, made)
         elif rollbacks > 0:
             rollbacks -= 1
-            pending = [_between(accepted, step)]
+            pending = [_between(accepted, step, whole)]
         else:
             break
     return LoopResult(current, plan, tuple(rounds), baseline, penalised, whole.macs, whole.params)
@@ -221,10 +238,18 @@ def steps(metric: str, to: float, rounds: int, *, start: float | None = None) ->
     """`rounds` budgets on one metric, ending at `to`: fractions shrink by equal factors, thresholds grow equally.
 
     `start` is where the count begins, exclusive: 1.0 for fractions (`macs`, `params`, `bytes`, `channels`), 0.0 for
-    `threshold`. `steps("macs", 0.25, 2)` gives `[Budget(macs=0.5), Budget(macs=0.25)]`. Raises `InputError`.
+    `threshold`. `steps("macs", 0.25, 2)` gives `[Budget(macs=0.5), Budget(macs=0.25)]`. Raises `InputError`, or
+    `UnknownNameError` for another metric.
     """
     begin = (0.0 if metric == "threshold" else 1.0) if start is None else start
-    if rounds < 1 or (metric != "threshold" and not 0 < to < begin <= 1) or (metric == "threshold" and not to > begin):
+    named("limit", metric, {field.name: field for field in fields(Budget)})
+    whole = isinstance(rounds, int) and not isinstance(rounds, bool)
+    if (
+        not whole
+        or rounds < 1
+        or (metric != "threshold" and not 0 < to < begin <= 1)
+        or (metric == "threshold" and not to > begin)
+    ):
         raise InputError(
             explain(
                 f"steps({metric!r}, {to!r}, {rounds!r}) cannot be used",
@@ -252,21 +277,28 @@ def _remaining(step: Budget, accepted: Budget | None, whole: Any) -> Budget:
     return Budget(**limits)
 
 
-def _between(accepted: Budget | None, failed: Budget) -> Budget:
-    """Halfway from the last accepted step (or from the whole model) to the failed one."""
+def _between(accepted: Budget | None, failed: Budget, whole: Cost) -> Budget:
+    """Halfway from the last accepted step (or from the whole model) to the failed one.
+
+    Where one of them is a fraction and the other a count, between the counts.
+    """
     start = {} if accepted is None else accepted.limits
 
     def halfway(metric: str, limit: float) -> float | int:
         begin = start.get(metric, 0.0 if metric == "threshold" else 1.0)
-        if isinstance(limit, int) and not isinstance(begin, int):
-            return limit
-        return (begin + limit) // 2 if isinstance(limit, int) else (begin + limit) / 2
+        if metric in COUNTED and (limit > 1 or begin > 1):
+            size = getattr(whole, metric)
+            return int(sum(size * share if share <= 1 else share for share in (begin, limit)) / 2)
+        return (begin + limit) / 2
 
     return replace(failed, **{metric: halfway(metric, limit) for metric, limit in failed.limits.items()})
 
 
-def _name(criterion: str | Callable[..., Tensor]) -> str:
-    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+def _identity(given: Any) -> Any:
+    """What was given, in a form that is the same in the next process."""
+    if isinstance(given, Criterion):
+        return f"{given.name} {callable_name(given.rule)}"
+    return callable_name(given) if callable(given) else given if isinstance(given, str) else repr(given)
 
 
 def _check(listed: Sequence[Any], penalise: FineTune | None, tolerance: float, rollbacks: int) -> None:
@@ -285,6 +317,23 @@ def _check(listed: Sequence[Any], penalise: FineTune | None, tolerance: float, r
                 next_step="give finite numbers of at least 0",
             )
         )
+
+
+def _check_names(normalizer: str | None, equalization: str, search: str) -> None:
+    """What would otherwise be noticed after hours of training."""
+    if normalizer is not None:
+        named("normalizer", normalizer, NORMALIZERS)
+    named("equalization", equalization, EQUALIZATIONS)
+    named("search", search, {name: SEARCHES[name] for name in SEARCHES})
+
+
+def _check_counts(**given: int | None) -> None:
+    for name, number in given.items():
+        least = 1 if name == "batches" else 0
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < least):
+            raise InputError(
+                explain(f"{name}={number!r} cannot be used", next_step=f"give an integer of at least {least}")
+            )
 
 
 def _check_reference(reference: str, penalise: FineTune | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateurs.base.batches import Batches, device_of, split, to_device
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
@@ -27,7 +28,7 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda weight: weight.abs().sum(),
     "squared_l2": lambda weight: weight.square().sum(),
     "layer_norm": lambda weight: torch.linalg.vector_norm(weight),
-    "filter_norm": lambda weight: torch.linalg.vector_norm(weight.flatten(1), dim=1).sum(),
+    "filter_norm": lambda filters: torch.linalg.vector_norm(filters.flatten(1), dim=1).sum(),
     "bn_scale": lambda weight: weight.abs().sum(),
 }
 BALANCE = "balance"
@@ -70,7 +71,8 @@ class Penalty:
         number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)
         if self.strength != BALANCE and not (number and 0 <= float(self.strength) < math.inf):
             raise _unusable("strength", self.strength, "give a finite number of at least 0, or 'balance'")
-        if self.batches is not None and (isinstance(self.batches, bool) or self.batches < 1):
+        whole = isinstance(self.batches, int) and not isinstance(self.batches, bool)
+        if self.batches is not None and not (whole and self.batches >= 1):
             raise _unusable("batches", self.batches, "give an integer above 0, or None for one epoch")
         if isinstance(self.exclude, str):
             raise _unusable("exclude", self.exclude, f"give a list: exclude=[{self.exclude!r}]")
@@ -127,7 +129,19 @@ class Penalty:
     def value(self, model: nn.Module) -> Tensor:
         """The penalty without its strength: a differentiable scalar >= 0. Raises `InputError`."""
         measure = KINDS[self.kind]
-        return torch.stack([measure(parameter) for parameter in self.parameters(model).values()]).sum()
+        found = self.parameters(model)
+        if self.kind == "filter_norm":
+            found = {name: _filters(model, name, parameter) for name, parameter in found.items()}
+        return torch.stack([measure(parameter) for parameter in found.values()]).sum()
+
+
+def _filters(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """The weight with what produces one output in each row: a transposed convolution keeps its inputs in front."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if not isinstance(owner, _ConvTransposeNd):
+        return weight
+    per_group = weight.reshape(owner.groups, -1, *weight.shape[1:])
+    return per_group.transpose(1, 2).flatten(0, 1)
 
 
 def balanced(penalty: Penalty, model: nn.Module, data: Iterable[Any], loss: Loss, seed: int = 0) -> float:

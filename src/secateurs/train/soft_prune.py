@@ -36,6 +36,21 @@ class SoftPruning:
     cutting: CutResult
     handed: HandOver | None
 
+    def __str__(self) -> str:
+        removed = sum(item.size - len(item.kept) for item in self.plan.groups)
+        lines = [f"{removed} units were zero and are gone"]
+        for what in ("macs", "params"):
+            before, after = self.plan.before[what], self.plan.after[what]
+            lines.append(f"{what:<6} {before:>14,} -> {after:>14,}  {after / before:.1%}")
+        if self.handed is not None:
+            how = (
+                "exactly"
+                if self.handed.exact
+                else f"by {self.handed.padding!r}, outputs differ by {self.handed.worst:.2g}"
+            )
+            lines.append(f"{self.handed.handed} constants handed over {how}, {len(self.handed.dropped)} not")
+        return "\n".join(lines)
+
 
 def soft_prune(
     model: nn.Module,
@@ -85,7 +100,8 @@ def soft_prune(
         size = groups[name].size
         keep[name] = [unit for unit in range(size) if unit not in zeros] or [0]
     decision = plan(graph, groups, keep, criterion=norm, search="soft", seed=config.seed)
-    cutting = cut_detailed(trained.model, decision, args, keywords, groups=groups)
+    mapped = bias != "drop" and padding == "map"
+    cutting = cut_detailed(trained.model, decision, args, keywords, groups=groups, form="graph" if mapped else "auto")
     small, handed = cutting.model, None
     if bias != "drop":
         handed = hand_over(
