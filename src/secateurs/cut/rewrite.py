@@ -97,12 +97,21 @@ def rewrite(groups: Groups, alive: Bools) -> Graph:
 
 
 def slice_tensor(tensor: Tensor, cut: Cutting, value: int) -> Tensor:
-    """The part of a leaf's data that stays."""
+    """The part of a leaf's data that stays, laid out in memory as before (channels last or not)."""
+    found = tensor
     for dim in range(tensor.dim()):
         kept = cut.kept(value, dim)
         if kept is not None:
-            tensor = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
-    return tensor
+            found = found.index_select(dim, torch.from_numpy(kept).to(tensor.device))
+    return tensor if found is tensor else found.contiguous(memory_format=_layout(tensor))
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    """Channels last only for what could not be called contiguous otherwise."""
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if layout is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=layout):
+        return torch.contiguous_format
+    return layout
 
 
 def _rewritten(cut: Cutting, node: Node) -> Node:
