@@ -133,6 +133,39 @@ def test_graph_form_runs_without_the_class(tmp_path: Path) -> None:
     assert torch.equal(again(x), net(x))
 
 
+def test_the_same_model_gives_the_same_file_with_its_program(tmp_path: Path) -> None:
+    """Also when it lies elsewhere in memory."""
+    kept = []
+    for place in range(2):
+        net = pruned()
+        kept += [net, torch.zeros(1000 * (place + 1))]
+        sec.pack(net, tmp_path / f"{place}.sec", example_inputs=torch.randn(2, 3, 6, 6))
+    assert (tmp_path / "0.sec").read_bytes() == (tmp_path / "1.sec").read_bytes()
+    program = json.loads(read(tmp_path / "0.sec").text("graph") or "")
+    memory = [value[3] for value in program["values"]]
+    assert memory[0] == 0 and max(memory) < len(memory) and len(set(memory)) > 5
+
+
+def test_a_budget_holds_with_everything_that_is_in_the_file(tmp_path: Path) -> None:
+    net, x = pruned(), torch.randn(2, 3, 6, 6)
+    given = Coded((4,), Raw(net.head.bias.detach().numpy()))
+    plain = sec.pack(net, tmp_path / "m.sec", bytes=10**6).bytes
+    for extra in ({"example_inputs": x}, {"metadata": {"a": "b" * 99}}, {"coded": {"head.bias": given}}, {"biases": 4}):
+        least = sec.pack(net, tmp_path / "m.sec", bytes=10**6, **extra).bytes - 60
+        assert least > plain - 100
+        book = sec.pack(net, tmp_path / "m.sec", bytes=least, **extra)
+        assert book.bytes <= least
+    weight = Coded((4, 8), Raw(net.head.weight.detach().numpy().reshape(-1)))
+    sec.pack(net, tmp_path / "m.sec", bytes=1000, coded={"head.weight": weight})
+    assert torch.equal(sec.unpack(tmp_path / "m.sec")["head.weight"], net.head.weight)  # type: ignore[index]
+
+
+def test_a_ledger_of_a_path(tmp_path: Path) -> None:
+    assert sec.pack(pruned(), tmp_path / "m.sec") == sec.ledger(tmp_path / "m.sec")
+    with pytest.raises(sec.ArtifactError, match="cannot be opened"):
+        sec.ledger(tmp_path / "none")
+
+
 def refuse(kind: type[sec.SecateursError], action: Callable[[], object], *words: str) -> None:
     with pytest.raises(kind) as caught:
         action()
@@ -166,6 +199,12 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     refuse(sec.InputError, lambda: sec.pack({"w": torch.ones(2, device="meta")}, out), "meta")
     refuse(sec.InputError, lambda: sec.pack({"w": torch.ones(2, dtype=torch.complex128)}, out), "complex128")
     refuse(sec.WriteError, lambda: sec.pack({"w": torch.ones(2)}, tmp_path), "could not be written")
+    net = pruned()
+    refuse(sec.InputError, lambda: sec.pack(net, out, data=[]), "Nothing is quantised", "share, integers or bytes")
+    for bits in (2.5, [3], {"*": "x"}, {"*": 2.5}, {1: 3}):
+        refuse(sec.InputError, lambda bits=bits: sec.pack(net, out, share=bits), "whole number", repr(bits))  # type: ignore[misc]
+    refuse(sec.InputError, lambda: sec.pack(net, out, integers="8"), "whole number", "'8'")  # type: ignore[arg-type]
+    refuse(sec.InputError, lambda: sec.pack(net, out, bytes="4KB"), "number of bytes", "'4KB'")  # type: ignore[arg-type]
     assert not out.exists()
 
 

@@ -16,7 +16,7 @@ from secateurs.deliver.artifact import built
 from secateurs.deliver.program import from_program, programmed, without_constants
 from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
-from secateurs.deliver.within import mixed_bits
+from secateurs.deliver.within import Beside, within
 from secateurs.pack.baseline import Baseline, gzip_bytes, raw_bytes
 from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
@@ -66,7 +66,8 @@ def pack(
     asked = {"share": share, "integers": integers, "bytes": bytes}
     if own and any(value is not None for value in asked.values()):
         raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
-    found = _quantised(subject, **asked, data=data, batches=batches, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
+    beside = Beside(biases, metadata, program, coded or {})
+    found = _quantised(subject, **asked, data=data, batches=batches, beside=beside, seed=seed)  # type: ignore[arg-type]
     whole = contents(subject, {**own, **found, **(coded or {})}, biases, program)
     write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
@@ -106,13 +107,21 @@ def unpack(
 
 def _quantised(
     model: nn.Module | State, *, share: Bits | None, integers: Bits | None, bytes: int | None,
-    data: Iterable[Any] | None, batches: int, biases: int | None, metadata: Mapping[str, Any] | None, seed: int,
+    data: Iterable[Any] | None, batches: int, beside: Beside, seed: int,
 ) -> Mapping[str, Coded]:  # fmt: skip
     """The codes that one of three ways gives; none when none is asked for."""
     asked = [name for name, value in (("share", share), ("integers", integers), ("bytes", bytes)) if value is not None]
     if len(asked) > 1:
         raise InputError(explain(f"Weights are quantised once, not by {' and '.join(asked)}", next_step="give one"))
     if not asked:
+        if data is not None:
+            raise InputError(
+                explain(
+                    "Nothing is quantised that data could be of use for",
+                    evidence="`data` was given without share, integers or bytes",
+                    next_step="give one of these, or leave out the data",
+                )
+            )
         return {}
     if data is not None and not isinstance(model, nn.Module):
         raise InputError(
@@ -124,10 +133,7 @@ def _quantised(
     if integers is not None:
         return coded_integers(subject, integers, data=data, batches=batches or None, seed=seed)
     assert bytes is not None
-    quantised = mixed_bits(
-        subject, bytes, data=data, batches=batches or None, biases=biases, metadata=metadata, seed=seed
-    )
-    return quantised.coded
+    return within(subject, bytes, beside, data=data, batches=batches or None, seed=seed).coded
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:

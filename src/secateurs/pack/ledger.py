@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateurs.pack.baseline import Baseline
-from secateurs.pack.container import CHECK, Packed
+from secateurs.pack.container import CHECK, Packed, read
 from secateurs.pack.record import STREAMS, Layout, Record
 
 PARTS = ("header", "indices", "codebooks", "codes", "biases", "norms", "tables", "texts", "checksums", "padding")
@@ -103,8 +104,12 @@ class Ledger:
         )
 
 
-def ledger(packed: Packed) -> Ledger:
-    """What every byte of an open file (`sec.read_packed`) is for, from its header alone."""
+def ledger(packed: Packed | str | os.PathLike[str]) -> Ledger:
+    """What every byte of a file is for, from its header alone: a path, or what `sec.read_packed` gives.
+
+    Raises `ArtifactError` for a file that is not sound.
+    """
+    packed = packed if isinstance(packed, Packed) else read(packed)
     norms = _norms(packed)
     rows = [
         _row(record, layout, _role(record, norms))
