@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateurs as sec
-from secateurs.pack.baseline import Baseline, gzip_bytes
+from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes
 from secateurs.pack.coded import Coded, Raw, Shared
 from secateurs.pack.container import read, to_bytes
 from secateurs.pack.dtypes import DTYPES
@@ -198,6 +198,9 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     )
     refuse(sec.InputError, lambda: sec.pack({"w": torch.ones(2, device="meta")}, out), "meta")
     refuse(sec.InputError, lambda: sec.pack({"w": torch.ones(2, dtype=torch.complex128)}, out), "complex128")
+    refuse(sec.InputError, lambda: sec.pack({"w": torch.eye(2).to_sparse()}, out), "`w`", "sparse", "dense")
+    refuse(sec.InputError, lambda: sec.pack(pruned(), out, gzip=True, original="net"), "got a str")  # type: ignore[arg-type]
+    assert not out.exists()
     refuse(sec.WriteError, lambda: sec.pack({"w": torch.ones(2)}, tmp_path), "could not be written")
     net = pruned()
     refuse(sec.InputError, lambda: sec.pack(net, out, data=[]), "Nothing is quantised", "share, integers or bytes")
@@ -229,6 +232,8 @@ def test_the_ledger_says_what_bytes_are_for(tmp_path: Path) -> None:
     assert rows["(metadata)"].parts["texts"] == len('{"a":1}')
     data = json.loads(json.dumps(book.to_json()))
     assert data["bytes"] == sum(row["bytes"] for row in data["rows"]) == sum(data["parts"].values())
+    assert data["gzip"]["forms"]["csr"] > data["gzip"]["forms"]["relative"] > data["gzip"]["gzip_packed"] / 2
+    assert f"sparse rows {data['gzip']['forms']['csr']:,} bytes" in book.summary()
     assert data["gzip"]["raw"] == 4 * (8 * 27 + 8 + 4 * 8 + 8 * 4 + 4)
     assert f"{book.bytes:,}" in str(book) and "conv.weight" in str(book) and "factor" in str(book)
 
@@ -243,6 +248,19 @@ def test_shared_contents_have_codebooks_and_tables() -> None:
 def test_gzip_of_the_published_example() -> None:
     assert Baseline(10**7, 3_613_521, 2_243_745).rate == pytest.approx(0.379070, abs=5e-7)
     assert Baseline(10**7, 3_613_521, 2_243_745).factor == pytest.approx(1.6105, abs=5e-4)
+
+
+def test_plain_formats_by_hand() -> None:
+    """Two rows of twelve: kept are columns 0, 1, 10 of the first and 11 of the second; positions 0, 1, 10, 23."""
+    values = np.zeros((2, 12), dtype=np.float32)
+    values[[0, 0, 0, 1], [0, 1, 10, 11]] = 1.0
+    sizes = form_bytes({"w": values, "b": np.zeros(3)})
+    csr = 4 * (32 + 4) + 3 * 3  # columns below 12, pointers up to 4
+    gaps = min(4 * (32 + 4), 6 * (32 + 3), 9 * (32 + 2), 14 * (32 + 1))  # stored gaps 0, 0, 8, 12, or more with fillers
+    groups = 3 * (8 * 32 + 1) + 3 * 2
+    assert sizes == {name: 12 + -(-bits // 8) for name, bits in (("csr", csr), ("relative", gaps), ("simd", groups))}
+    assert sec.SimdMatrix.of(torch.from_numpy(values), 8).bits(index=1, pointer=2) == groups
+    assert set(form_bytes({"w": np.zeros((0, 3)), "v": np.zeros((4, 0))}).values()) <= {0, 1}
 
 
 def test_gzip_is_gzip_at_level_9_without_a_date() -> None:

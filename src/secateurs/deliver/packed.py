@@ -17,7 +17,7 @@ from secateurs.deliver.program import from_program, programmed, without_constant
 from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
 from secateurs.deliver.within import Beside, within
-from secateurs.pack.baseline import Baseline, gzip_bytes, raw_bytes
+from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes, raw_bytes
 from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import GRAPH, Packed, read, write
@@ -55,13 +55,15 @@ def pack(
     Zeros are left out where that is smaller. With `example_inputs` (what the model is called on: a tensor, a tuple, or
     a dict of keyword arguments) the file holds the program too, proven to give the same outputs, so that `unpack` runs
     it without the class; a model in graph form always brings its program along. `gzip` adds what gzip makes of the
-    float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were quantised
+    float32 weights before (`original`, or the model itself) and after, and their size in sparse rows, with gaps and in
+    groups, unquantised and without an entropy coder. `coded` holds tensors that were quantised
     elsewhere, by name. The model is not modified.
 
     Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
     `WriteError` when the disk does not take it; with `example_inputs`, what `capture` and `cut` raise.
     """
     subject, own = unwrapped(model)
+    before = subject if original is None else unwrapped(original)[0]
     program = None if example_inputs is None else programmed(subject, example_inputs)
     asked = {"share": share, "integers": integers, "bytes": bytes}
     if own and any(value is not None for value in asked.values()):
@@ -73,9 +75,9 @@ def pack(
     packed = read(path, limit=1 << 62)
     book = ledger(packed)
     if gzip:
-        before = _floats(distinct(state_of(subject if original is None else original))[0])
-        after = _floats(_tensors(packed))
-        book = book.with_baseline(Baseline(raw_bytes(before), gzip_bytes(before), gzip_bytes(after)))
+        old, new = _floats(distinct(state_of(before))[0]), _floats(_tensors(packed))
+        sizes = raw_bytes(old), gzip_bytes(old), gzip_bytes(new)
+        book = book.with_baseline(Baseline(*sizes, form_bytes(new)))
     return book
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secateurs.pack.baseline import Baseline
+from secateurs.pack.baseline import SIMD, Baseline
 from secateurs.pack.container import CHECK, Packed, read
 from secateurs.pack.record import STREAMS, Layout, Record
 
@@ -23,6 +23,13 @@ PARTS = ("header", "indices", "codebooks", "codes", "biases", "norms", "tables",
 entropy coders, `texts`: metadata and program."""
 
 FILE = "(file)"
+
+FORMS = {
+    "csr": "As float32 in sparse rows",
+    "relative": "With gaps between kept weights",
+    "simd": f"In groups of {SIMD}",
+}
+"""What `summary` calls the sizes in plain formats."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Ledger:
             f"{self.bytes:,} bytes, {base.raw / self.bytes:.2f} times smaller than {base.raw:,} bytes of float32. "
             f"With gzip alone {base.gzip_original:,} -> {base.gzip_packed:,} bytes: rate {base.rate:.2%}, "
             f"factor {base.factor:.4f}."
+            + "".join(f" {FORMS[name]} {size:,} bytes." for name, size in base.forms.items())
         )
 
 
