@@ -54,4 +54,4 @@ def unpack(
     if json:
         show_json({**book.to_json(), "metadata": found.metadata, "out": out})
     else:
-        show([book.table(), f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])
+        show([book, f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])
