@@ -32,6 +32,7 @@ from secateurs.device import Comparison, Measurement, compare, measure
 from secateurs.names import names as list
 from secateurs.pack.container import Packed
 from secateurs.pack.container import read as read_packed
+from secateurs.pack.dc1 import read_dc1
 from secateurs.pack.importance import fisher_importance
 from secateurs.pack.integers import quantise_weights
 from secateurs.pack.ledger import Ledger, ledger
@@ -83,7 +84,7 @@ __all__ = [
     "WriteError", "__version__", "accuracy", "capture", "choose", "compare", "compare_criteria", "compose", "count",
     "couple", "cut", "cut_detailed", "cut_optimizer", "export_onnx", "figures", "finetune", "fisher_importance",
     "hand_over", "input_moments", "iterative_prune", "ledger", "list", "load", "lottery", "masks", "measure",
-    "mixed_bits", "node_prune", "pack", "plan", "prune", "quantise_weights", "read_packed", "recalibrate",
+    "mixed_bits", "node_prune", "pack", "plan", "prune", "quantise_weights", "read_dc1", "read_packed", "recalibrate",
     "reconstruct", "remove_dead", "save", "scalpel", "scalpel_plan", "score", "semi_structured", "sensitivity",
     "share_weights", "soft_prune", "sparsify", "sparsify_once", "steps", "train_prune_loop", "unpack",
 ]  # fmt: skip

@@ -77,6 +77,14 @@ def test_listing_reads_the_header_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["unpack", str(tmp_path / "file"), "--list", "--out", "x"]) == 2
 
 
+def test_a_limit_is_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed(tmp_path / "file")
+    assert main(["unpack", str(tmp_path / "file"), "--limit", "1MB"]) == 0
+    assert main(["unpack", str(tmp_path / "file"), "--limit", "10B"]) == 2
+    assert "above the limit of 10 bytes" in " ".join(capsys.readouterr().err.split())
+    assert main(["unpack", str(tmp_path / "file"), "--limit", "much"]) == 2
+
+
 def test_unpacked_tensors_are_those_of_the_file(tmp_path: Path) -> None:
     packed(tmp_path / "file", "--int", "4")
     out = tmp_path / "net.safetensors"

@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any
 
 TYPES = (
@@ -196,8 +196,30 @@ def value_of(record: dict[str, Any], floats: list[float], symbol: int, position:
 
 def single(number: float) -> float:
     """Rounded to float32. A product of two of them is exact in float64, so this is one rounding."""
-    found: float = struct.unpack("<f", struct.pack("<f", number))[0]
+    return rounded(number, "<f")
+
+
+def rounded(number: float, kind: str) -> float:
+    """Rounded to `kind`, as `struct` names it; to infinity where that has no room."""
+    try:
+        found: float = struct.unpack(kind, struct.pack(kind, number))[0]
+    except OverflowError:
+        return inf if number > 0 else -inf
     return found
+
+
+def octets(entry: bytes | float | None, kind: str) -> bytes:
+    """The bytes of an entry in the type of its tensor."""
+    if entry is None:
+        return bytes(SIZES[TYPES.index(kind)])
+    if isinstance(entry, bytes):
+        return entry
+    if kind == "bfloat16":
+        whole = int.from_bytes(struct.pack("<f", entry), "little")
+        up, rest = whole >> 16 & 1, whole & 0xFFFF
+        return ((whole >> 16) + (rest > 0x8000 or (rest == 0x8000 and up == 1))).to_bytes(2, "little")
+    form = {"float16": "<e", "float32": "<f", "float64": "<d"}[kind]
+    return struct.pack(form, rounded(entry, form))
 
 
 def read_positions(record: dict[str, Any], streams: Any) -> list[int]:

@@ -163,6 +163,9 @@ def test_contradictions_are_not_written() -> None:
     tensor = Coded((1,), Raw(one))
     with pytest.raises(InputError, match="not JSON"):
         to_bytes({}, {"a": float("nan")})
+    to_bytes({}, texts={"a" * 64: ""})
+    with pytest.raises(InputError, match="65 characters"):
+        to_bytes({}, texts={"a" * 65: ""})
     with pytest.raises(InputError, match="cannot be tied"):
         to_bytes({"w": tensor}, tied={"v": "u"})
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
+import secateurs as sec
 from secateurs.base.errors import ArtifactError, InputError
 from secateurs.pack.container import read, to_bytes
 from secateurs.pack.dc1 import Layer, read_dc1
@@ -76,6 +78,25 @@ def test_layers_of_both_widths(density: float) -> None:
     for (codes, codebook, _), name in zip(made, ("conv", "fc"), strict=True):
         assert np.array_equal(found[f"{name}.weight"].decode(), codebook.astype(np.float32)[codes])
         assert found[f"{name}.bias"].decode().tolist() == list(range(codes.shape[0]))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 5), nn.ReLU(), nn.Linear(33, 7)
+
+
+def test_the_layers_are_those_of_a_model_and_a_model_comes_of_it(tmp_path: Path) -> None:
+    made, facts = layers(0.3)
+    (tmp_path / "net").write_bytes(slow_writer(made))
+    found = sec.read_dc1(tmp_path / "net", Net())
+    sec.pack(Net(), tmp_path / "net.sec", coded=found)
+    model = sec.unpack(tmp_path / "net.sec", Net)
+    assert isinstance(model, Net)
+    for (codes, codebook, _), layer in zip(made, (model.conv, model.fc), strict=True):
+        assert np.array_equal(layer.weight.detach().numpy(), codebook.astype(np.float32)[codes])
+        assert layer.bias is not None and layer.bias.tolist() == list(range(codes.shape[0]))
+    assert [fact.shape for fact in facts] == [tuple(item.weight.shape) for item in (model.conv, model.fc)]
 
 
 def test_files_that_do_not_fit_are_refused() -> None:

@@ -75,6 +75,43 @@ def test_many_tensors_share_one_limit() -> None:
         read(data, limit=3999)
 
 
+def test_texts_share_the_limit_with_each_other_and_with_tensors() -> None:
+    tensor = Coded((100,), Raw(np.zeros(0, dtype=np.float32)), np.zeros(100, dtype=bool))
+    data = to_bytes({"w": tensor}, texts={"a": "a" * 300, "b": "b" * 300})
+    read(data, limit=1000).verify()
+    with pytest.raises(sec.ArtifactError, match="`w`"):
+        read(data, limit=999)
+    with pytest.raises(sec.ArtifactError, match="300 where 299"):
+        read(data, limit=599)
+
+
+def test_tensors_without_entries_count() -> None:
+    """Rows without columns are free of bytes, not of work."""
+    rows = Coded((1000, 0), Raw(np.zeros(0, dtype=np.float32)))
+    data = to_bytes({"a": rows, "b": rows})
+    read(data, limit=8000).verify()
+    with pytest.raises(sec.ArtifactError, match="`b`"):
+        read(data, limit=7999)
+
+
+def test_a_tensor_without_a_name_is_refused() -> None:
+    data = to_bytes({"x": Coded((), Raw(np.ones(1, dtype=np.float32)))})
+    packed = read(data)
+    header = data[PREFIX : packed.header - CHECK]
+    assert header.startswith(b"\0\1\1\0\1x")
+    with pytest.raises(sec.ArtifactError, match="no name"):
+        read(sealed(b"\0\1\0" + header[3:], data[packed.header :]))
+
+
+def test_whatever_is_wrong_the_file_is_named(tmp_path: Path) -> None:
+    data = to_bytes({"x": Coded((), Raw(np.ones(1, dtype=np.float32)))}, {"a": 1})
+    at = read(data).header
+    for place in (20, at, len(data) - 1):  # header, text, tensor
+        (tmp_path / "m.sec").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(sec.ArtifactError, match=r"Where: .*m\.sec"):
+            read(tmp_path / "m.sec").verify()
+
+
 def test_a_text_that_inflates_to_more_than_it_says_is_refused() -> None:
     data = to_bytes({}, texts={"note": "a" * 100_000})
     with pytest.raises(sec.ArtifactError, match="100,000 where 5,000"):

@@ -15,7 +15,7 @@ from secateurs.base.errors import InputError, UnknownNameError
 from secateurs.pack.coded import Coded, Scaled, Shared
 from secateurs.pack.kmeans import STARTS, cluster
 from secateurs.pack.shared_model import SharedModel, share_weights
-from secateurs.pack.sharing import rate_of_sharing, share, storage_ratio
+from secateurs.pack.sharing import rate_of_sharing, share
 from secateurs.train.finetune import FineTune, finetune
 
 
@@ -35,13 +35,6 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
 
 def test_rate_by_hand() -> None:
     assert rate_of_sharing(16, 4, 32) == pytest.approx(3.2)
-
-
-def test_storage_of_vgg_by_granularity() -> None:
-    """Mao et al., table 5: 3x3 kernels throughout."""
-    assert [storage_ratio(0.27, 1), storage_ratio(0.307, 3), storage_ratio(0.444, 9)] == pytest.approx(
-        [0.405, 0.3582, 0.4687], abs=5e-5
-    )
 
 
 def test_zeros_are_not_kept_and_stay() -> None:

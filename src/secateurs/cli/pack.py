@@ -95,7 +95,7 @@ def pack(
             gzip=gzip,
             seed=seed,
         )
-    show_json({**ledger.to_json(), "path": out}) if json else show([ledger.table(), f"{out}: {ledger.summary()}"])
+    show_json({**ledger.to_json(), "path": out}) if json else show([ledger, f"{out}: {ledger.summary()}"])
 
 
 def called_with(shapes: list[str] | None, seed: int) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 import secateurs as sec
 from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_bytes
+from secateurs.base.units import BYTES
 from secateurs.cli.arguments import AsJson, OptionalFactory, build_model, existing
 from secateurs.cli.console import progress, show, show_json
 from secateurs.deliver.tensors import state_bytes
@@ -28,7 +29,7 @@ def unpack(
     ] = False,
     model: OptionalFactory = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", metavar="BYTES", help="Bytes to which the file may decode.")
+        str | None, typer.Option("--limit", metavar="SIZE", help="What the file may decode to, such as 2GB.")
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -40,10 +41,11 @@ def unpack(
         raise InputError(explain("--list reads the header alone", next_step="leave out --out and --model, or --list"))
     with progress(quiet=json) as stage:
         stage("unpack")
-        found = read(existing(packed), limit=limit)
+        most = None if limit is None else int(BYTES.parse(limit))
+        found = read(existing(packed), limit=most)
         if not listing:
             found.verify()
-            content = sec.unpack(packed, None if model is None else partial(build_model, model), limit=limit)
+            content = sec.unpack(packed, None if model is None else partial(build_model, model), limit=most)
             state = content.state_dict() if isinstance(content, nn.Module) else content
         if out is not None:
             stage("write")
@@ -52,4 +54,4 @@ def unpack(
     if json:
         show_json({**book.to_json(), "metadata": found.metadata, "out": out})
     else:
-        show([book.table(), f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])
+        show([book, f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])

@@ -25,11 +25,18 @@ _TORCH_NAMES = {
 
 
 def graph_to_json(graph: Graph) -> str:
-    """The program as text; tensors stay outside, under their leaf names."""
+    """The program as text; tensors stay outside, under their leaf names.
+
+    The same program gives the same text: memory is numbered in the order of the values, not named by its address.
+    """
+    memory: dict[int, int] = {}
     return json.dumps(
         {
             "format": FORMAT,
-            "values": [[list(value.shape), str(value.dtype), value.producer, value.storage] for value in graph.values],
+            "values": [
+                [list(value.shape), str(value.dtype), value.producer, memory.setdefault(value.storage, len(memory))]
+                for value in graph.values
+            ],
             "leaves": [[leaf.name, list(leaf.names), leaf.kind, leaf.value] for leaf in graph.leaves],
             "unread": [
                 [leaf.name, list(leaf.names), leaf.kind, list(leaf.shape), str(leaf.dtype)] for leaf in graph.unread
@@ -43,7 +50,8 @@ def graph_to_json(graph: Graph) -> str:
             "how": graph.how,
             "notes": list(graph.notes),
             "calling": _packed_call(graph.calling),
-        }
+        },
+        separators=(",", ":"),
     )
 
 

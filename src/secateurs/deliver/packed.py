@@ -16,8 +16,8 @@ from secateurs.deliver.artifact import built
 from secateurs.deliver.program import from_program, programmed, without_constants
 from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
-from secateurs.deliver.within import mixed_bits
-from secateurs.pack.baseline import Baseline, gzip_bytes, raw_bytes
+from secateurs.deliver.within import Beside, within
+from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes, raw_bytes
 from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import GRAPH, Packed, read, write
@@ -55,26 +55,29 @@ def pack(
     Zeros are left out where that is smaller. With `example_inputs` (what the model is called on: a tensor, a tuple, or
     a dict of keyword arguments) the file holds the program too, proven to give the same outputs, so that `unpack` runs
     it without the class; a model in graph form always brings its program along. `gzip` adds what gzip makes of the
-    float32 weights before (`original`, or the model itself) and after. `coded` holds tensors that were quantised
+    float32 weights before (`original`, or the model itself) and after, and their size in sparse rows, with gaps and in
+    groups, unquantised and without an entropy coder. `coded` holds tensors that were quantised
     elsewhere, by name. The model is not modified.
 
     Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
     `WriteError` when the disk does not take it; with `example_inputs`, what `capture` and `cut` raise.
     """
     subject, own = unwrapped(model)
+    before = subject if original is None else unwrapped(original)[0]
     program = None if example_inputs is None else programmed(subject, example_inputs)
     asked = {"share": share, "integers": integers, "bytes": bytes}
     if own and any(value is not None for value in asked.values()):
         raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
-    found = _quantised(subject, **asked, data=data, batches=batches, biases=biases, metadata=metadata, seed=seed)  # type: ignore[arg-type]
+    beside = Beside(biases, metadata, program, coded or {})
+    found = _quantised(subject, **asked, data=data, batches=batches, beside=beside, seed=seed)  # type: ignore[arg-type]
     whole = contents(subject, {**own, **found, **(coded or {})}, biases, program)
     write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
     book = ledger(packed)
     if gzip:
-        before = _floats(distinct(state_of(subject if original is None else original))[0])
-        after = _floats(_tensors(packed))
-        book = book.with_baseline(Baseline(raw_bytes(before), gzip_bytes(before), gzip_bytes(after)))
+        old, new = _floats(distinct(state_of(before))[0]), _floats(_tensors(packed))
+        sizes = raw_bytes(old), gzip_bytes(old), gzip_bytes(new)
+        book = book.with_baseline(Baseline(*sizes, form_bytes(new)))
     return book
 
 
@@ -106,13 +109,21 @@ def unpack(
 
 def _quantised(
     model: nn.Module | State, *, share: Bits | None, integers: Bits | None, bytes: int | None,
-    data: Iterable[Any] | None, batches: int, biases: int | None, metadata: Mapping[str, Any] | None, seed: int,
+    data: Iterable[Any] | None, batches: int, beside: Beside, seed: int,
 ) -> Mapping[str, Coded]:  # fmt: skip
     """The codes that one of three ways gives; none when none is asked for."""
     asked = [name for name, value in (("share", share), ("integers", integers), ("bytes", bytes)) if value is not None]
     if len(asked) > 1:
         raise InputError(explain(f"Weights are quantised once, not by {' and '.join(asked)}", next_step="give one"))
     if not asked:
+        if data is not None:
+            raise InputError(
+                explain(
+                    "Nothing is quantised that data could be of use for",
+                    evidence="`data` was given without share, integers or bytes",
+                    next_step="give one of these, or leave out the data",
+                )
+            )
         return {}
     if data is not None and not isinstance(model, nn.Module):
         raise InputError(
@@ -124,10 +135,7 @@ def _quantised(
     if integers is not None:
         return coded_integers(subject, integers, data=data, batches=batches or None, seed=seed)
     assert bytes is not None
-    quantised = mixed_bits(
-        subject, bytes, data=data, batches=batches or None, biases=biases, metadata=metadata, seed=seed
-    )
-    return quantised.coded
+    return within(subject, bytes, beside, data=data, batches=batches or None, seed=seed).coded
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:

@@ -56,6 +56,9 @@ def distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str
                     next_step="keep such state out of `get_extra_state`, or save it yourself next to the artifact",
                 )
             )
+        if tensor.layout != torch.strided:
+            stored[name] = tensor
+            continue
         key = (tensor.data_ptr(), tensor.device, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and key in first:
             tied[name] = first[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from secateurs.base.errors import BudgetError, InputError, explain
 from secateurs.base.loss import Loss
-from secateurs.deliver.state import contents
+from secateurs.cut.form import GraphModule
+from secateurs.deliver.state import Contents, contents
 from secateurs.pack.allocate import allocate
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import is_small, to_bytes
@@ -52,24 +54,68 @@ def mixed_bits(
 
     Raises `BudgetError`, which states the least, when no choice fits, `InputError`, and what `capture` raises.
     """
+    beside = Beside(biases, metadata)
+    return within(
+        model, bytes, beside, kind=kind, bits=bits, data=data, loss=loss, batches=batches, error=error, seed=seed
+    )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a file holds beside the weights whose bits are chosen: it counts too.
+
+    `biases` and `metadata` as for `sec.pack`; the `program`; tensors that were `coded` elsewhere.
+    """
+
+    biases: int | None = None
+    metadata: Mapping[str, Any] | None = None
+    program: GraphModule | None = None
+    coded: Mapping[str, Coded] = field(default_factory=dict)
+
+    def contents(self, model: nn.Module, choice: Mapping[str, Coded]) -> Contents:
+        return contents(model, {**choice, **self.coded}, self.biases, self.program)
+
+    def bytes(self, model: nn.Module, choice: Mapping[str, Coded]) -> int:
+        """Bytes of the whole file."""
+        whole = self.contents(model, choice)
+        return len(to_bytes(whole.tensors, self.metadata, tied=whole.tied, texts=whole.texts))
+
+
+def within(
+    model: nn.Module,
+    bytes: int,
+    beside: Beside,
+    *,
+    kind: str = "shared",
+    bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    data: Iterable[Any] | None = None,
+    loss: str | Loss = "cross_entropy",
+    batches: int | None = None,
+    error: Error | None = None,
+    seed: int = 0,
+) -> Quantised:
+    """`mixed_bits` for a file that holds more than the model."""
+    if isinstance(bytes, bool) or not isinstance(bytes, int | float):
+        raise InputError(
+            explain(
+                "The size of a file is a number of bytes", evidence=f"got {bytes!r}", next_step="write bytes=40_000"
+            )
+        )
     if kind not in KINDS:
         raise InputError(explain(f"There are no codes of kind {kind!r}", evidence=f"there are {', '.join(KINDS)}"))
     batched = None if data is None else list(islice(data, batches))
     importance = None if batched is None else fisher_importance(model, batched, loss=loss, seed=seed)
     moments = {} if batched is None else input_moments(model, batched, seed=seed)
     ways = every_way(model, _maker(kind, importance or {}, moments, seed), bits)
+    ways = {name: each for name, each in ways.items() if name not in beside.coded}
     listed = candidates(ways, error or weight_error(model, importance))
 
-    def file(choice: Mapping[str, Coded]) -> int:
-        whole = contents(model, choice, biases)
-        return len(to_bytes(whole.tensors, metadata, tied=whole.tied, texts=whole.texts))
-
     least = {name: ways[name][min(each, key=lambda item: item.bytes).bits] for name, each in listed.items()}
-    whole = file(least)
-    beside, saved = _beside(whole, least, is_small(contents(model, least, biases).tensors))
+    whole = beside.bytes(model, least)
+    others, saved = _others(whole, least, is_small(beside.contents(model, least).tensors))
     while True:
         try:
-            allocation = allocate(listed, bytes - beside + saved)
+            allocation = allocate(listed, int(bytes) - others + saved)
         except BudgetError as refusal:
             raise BudgetError(
                 explain(
@@ -79,7 +125,7 @@ def mixed_bits(
                 )
             ) from refusal
         coded = {name: ways[name][number] for name, number in allocation.bits.items()}
-        over = file(coded) - bytes
+        over = beside.bytes(model, coded) - int(bytes)
         if over <= 0:
             return Quantised.of(model, coded, allocation)
         saved -= over  # slow encodings of the index save less beside these codes
@@ -96,11 +142,11 @@ def _maker(kind: str, importance: Mapping[str, Tensor], moments: Mapping[str, Te
     return shared if kind == "shared" else integers
 
 
-def _beside(whole: int, coded: Mapping[str, Coded], thorough: bool) -> tuple[int, int]:
+def _others(whole: int, coded: Mapping[str, Coded], thorough: bool) -> tuple[int, int]:
     """Bytes of the file for everything but the coded weights, and by how much these take fewer than was reckoned."""
     reckoned = sum(map(file_bytes, coded.values()))
     exact = sum(encode(item, thorough=thorough).bytes for item in coded.values())
     return whole - exact, reckoned - exact
 
 
-__all__ = ["mixed_bits"]
+__all__ = ["Beside", "mixed_bits", "within"]

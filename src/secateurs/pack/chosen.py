@@ -28,8 +28,10 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def chosen(model: nn.Module, bits: Bits) -> dict[str, int]:
     """`{parameter name: bits}` for the weights that `bits` chooses.
 
-    Raises `UnknownNameError` for a glob that fits no weight and `InputError` when none is chosen.
+    Raises `UnknownNameError` for a glob that fits no weight and `InputError` when none is chosen, or for bits that are
+    no whole numbers.
     """
+    _check_bits(bits)
     named = weights(model)
     globs: Mapping[str, int | None] = {"*": bits} if isinstance(bits, int) else bits
     for glob in globs:
@@ -47,6 +49,21 @@ def chosen(model: nn.Module, bits: Bits) -> dict[str, int]:
     if not found:
         raise InputError(explain("No weight is chosen to be coded", evidence=f"the model has {len(named)}"))
     return found
+
+
+def _check_bits(bits: Bits) -> None:
+    """Raises `InputError` unless a whole number, or such numbers and None by glob."""
+    each: Mapping[Any, Any] = bits if isinstance(bits, Mapping) else {"*": bits}
+    for glob, number in each.items():
+        whole = isinstance(number, int) or (number is None and isinstance(bits, Mapping))
+        if not isinstance(glob, str) or not whole:
+            raise InputError(
+                explain(
+                    "Bits are a whole number, or such numbers by layer",
+                    evidence=f"got {bits!r}"[:200],
+                    next_step='write 5, or {"conv*": 8, "fc*": 5}',
+                )
+            )
 
 
 def _fits(name: str, glob: str) -> bool:

@@ -43,6 +43,7 @@ SMALL = 1 << 17
 """Entries that sparse tensors keep together, at most, for slow encodings to be tried."""
 
 METADATA, GRAPH = "metadata", "graph"
+LONGEST_TEXT_NAME = 64
 LEAST_LIMIT = 1 << 28
 LIMIT_FACTOR = 1024
 """A file may decode to this many times its size, or to `LEAST_LIMIT` bytes if that is more, unless told otherwise."""
@@ -133,7 +134,7 @@ def read(source: str | os.PathLike[str] | bytes, *, limit: int | None = None) ->
     data = memoryview(source) if isinstance(source, bytes) else _mapped(Path(source))
     where = "" if isinstance(source, bytes) else str(source)
     try:
-        return _read(data, max(LEAST_LIMIT, LIMIT_FACTOR * len(data)) if limit is None else limit)
+        return _read(data, max(LEAST_LIMIT, LIMIT_FACTOR * len(data)) if limit is None else limit, where)
     except ArtifactError as error:
         raise _located(error, where) from error
 
@@ -141,11 +142,14 @@ def read(source: str | os.PathLike[str] | bytes, *, limit: int | None = None) ->
 class Packed(Mapping[str, NDArray[Any]]):
     """An open file: `packed[name]` is a tensor, decoded at the first access; raw dense ones are views of the file.
 
-    bfloat16 and float8 come as unsigned bits. The file must stay as it is while it is open.
+    bfloat16 and float8 come as unsigned bits. Shared and scaled tensors come as float32, before they are rounded to
+    their own type (`packed.record(name).dtype`), as `sec.unpack` does. The file must stay as it is while it is open.
     """
 
-    def __init__(self, data: memoryview, texts: Sequence[Text], records: Sequence[Record], body: int) -> None:
-        self.data, self.texts, self.records = data, tuple(texts), tuple(records)
+    def __init__(
+        self, data: memoryview, texts: Sequence[Text], records: Sequence[Record], body: int, where: str = ""
+    ) -> None:
+        self.data, self.texts, self.records, self.where = data, tuple(texts), tuple(records), where
         self._decoded: dict[int, NDArray[Any]] = {}
         self._places = {name: place for place, record in enumerate(self.records) for name in record.names}
         self.layouts: list[Layout] = []
@@ -197,9 +201,9 @@ class Packed(Mapping[str, NDArray[Any]]):
         try:
             found = {} if text is None else json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise refused(f"the metadata is not JSON: {error!r}"[:200]) from error
+            raise _located(refused(f"the metadata is not JSON: {error!r}"[:200]), self.where) from error
         if not isinstance(found, dict):
-            raise refused(f"the metadata is a {type(found).__name__}")
+            raise _located(refused(f"the metadata is a {type(found).__name__}"), self.where)
         return found
 
     def text(self, name: str) -> str | None:
@@ -207,7 +211,10 @@ class Packed(Mapping[str, NDArray[Any]]):
         at = self.header
         for text in self.texts:
             if text.name == name:
-                return _inflated(self.data[at : at + text.stored], text)
+                try:
+                    return _inflated(self.data[at : at + text.stored], text)
+                except ArtifactError as error:
+                    raise _located(error, self.where) from error
             at += text.stored
         return None
 
@@ -221,10 +228,13 @@ class Packed(Mapping[str, NDArray[Any]]):
 
     def _coded(self, place: int) -> Coded:
         record, layout = self.records[place], self.layouts[place]
-        found = crc32(self.data[layout.start : layout.end])
-        if found != record.crc:
-            raise refused(f"the checksum of `{record.names[0]}` is {found:08x}, {record.crc:08x} was written")
-        return decode(self.data, record, layout)
+        try:
+            found = crc32(self.data[layout.start : layout.end])
+            if found != record.crc:
+                raise refused(f"the checksum of `{record.names[0]}` is {found:08x}, {record.crc:08x} was written")
+            return decode(self.data, record, layout)
+        except ArtifactError as error:
+            raise _located(error, self.where) from error
 
 
 def _values(tensor: Coded) -> NDArray[Any]:
@@ -290,7 +300,7 @@ def _texts(metadata: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict
             raise InputError(explain("The metadata is not JSON", evidence=str(error))) from error
         found = {METADATA: plain, **found}
     for name in found:
-        require_name(name)
+        require_name(name, LONGEST_TEXT_NAME)
     return found
 
 
@@ -318,7 +328,7 @@ def _mapped(path: Path) -> memoryview:
         ) from error
 
 
-def _read(data: memoryview, limit: int) -> Packed:
+def _read(data: memoryview, limit: int, where: str) -> Packed:
     if len(data) < PREFIX + CHECK or data[: len(MAGIC)] != MAGIC:
         raise refused(f"it has {len(data):,} bytes and begins with {bytes(data[:8])!r}, not with {MAGIC!r}")
     prefix = Cursor(data[:PREFIX], "the prefix")
@@ -337,7 +347,7 @@ def _read(data: memoryview, limit: int) -> Packed:
     if crc32(data[:body]) != stored:
         raise refused(f"the checksum of its header is {crc32(data[:body]):08x}, {stored:08x} was written")
     texts, records = _read_header(bytes(data[PREFIX:body]), limit, CONTENTS[version])
-    packed = Packed(data, texts, records, body + CHECK)
+    packed = Packed(data, texts, records, body + CHECK, where)
     if packed.end != len(data):
         raise refused(f"its parts end at byte {packed.end:,} of {len(data):,}")
     return packed
@@ -346,9 +356,12 @@ def _read(data: memoryview, limit: int) -> Packed:
 def _read_header(header: bytes, limit: int, contents: int) -> tuple[list[Text], list[Record]]:
     """Texts and records; together they may not decode to more than `limit` bytes."""
     cursor = Cursor(header, "the header")
-    texts = [_read_text(cursor, limit) for _ in range(cursor.number(len(header)))]
+    texts: list[Text] = []
     records: list[Record] = []
-    before, left = b"", limit - sum(text.plain for text in texts)
+    before, left = b"", max(0, limit)
+    for _ in range(cursor.number(len(header))):
+        texts.append(_read_text(cursor, left))
+        left -= texts[-1].plain
     for _ in range(cursor.number(len(header))):
         records.append(read_record(cursor, before, left, contents))
         before = records[-1].names[-1].encode()
@@ -363,10 +376,10 @@ def _read_header(header: bytes, limit: int, contents: int) -> tuple[list[Text], 
 def _read_text(cursor: Cursor, limit: int) -> Text:
     start = cursor.at
     try:
-        name = cursor.take(cursor.number(64)).decode()
+        name = cursor.take(cursor.number(LONGEST_TEXT_NAME)).decode()
     except UnicodeDecodeError as error:
         raise refused("the name of a text is not UTF-8") from error
-    stored, plain = cursor.number(), cursor.number(max(0, limit))
+    stored, plain = cursor.number(), cursor.number(limit)
     if stored > plain:
         raise refused(f"a text of {plain:,} bytes takes {stored:,}")
     return Text(name, stored, plain, int.from_bytes(cursor.take(CHECK), "little"), cursor.at - start)

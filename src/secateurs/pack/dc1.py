@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from secateurs.base.errors import ArtifactError, InputError, explain
 from secateurs.pack.bits import packed_bytes, unpack_bits
@@ -38,12 +39,23 @@ class Layer:
         return (8 if len(self.shape) > 2 else 4) if self.bits is None else self.bits
 
 
-def read_dc1(source: str | os.PathLike[str] | bytes, layers: Sequence[Layer]) -> dict[str, Coded]:
+def layers_of(model: nn.Module) -> list[Layer]:
+    """The convolutions and linear layers of a model, in the order of its modules."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return [Layer(name, tuple(item.weight.shape)) for name, item in model.named_modules() if isinstance(item, kinds)]
+
+
+def read_dc1(source: str | os.PathLike[str] | bytes, layers: Sequence[Layer] | nn.Module) -> dict[str, Coded]:
     """`<layer>.weight` as a shared tensor and `<layer>.bias` `[shape[0]]` for every layer, in the order of the file.
+
+    The file does not say which layers it holds: `layers` does, or a model with these convolutions and linear layers in
+    the order of its modules. `sec.pack(model, path, coded=sec.read_dc1(source, model))` makes a packed file of it, and
+    `sec.unpack(path, build)` the model.
 
     Entries with code 0 are fillers or zeros and are not kept; code c of the file is entry c - 1 of the codebook here.
     Raises `ArtifactError` when the file does not fit the layers, `InputError` for layers that no file has.
     """
+    layers = layers_of(layers) if isinstance(layers, nn.Module) else layers
     for layer in layers:
         if not 1 <= layer.code_bits <= 16 or not layer.shape or min(layer.shape) < 1:
             raise InputError(explain(f"`{layer.name}` is no layer of such a file", evidence=f"{layer}"))
@@ -88,4 +100,4 @@ def _content(path: Path) -> bytes:
         raise ArtifactError(explain(f"`{path}` cannot be read", evidence=str(error))) from error
 
 
-__all__ = ["Layer", "read_dc1"]
+__all__ = ["Layer", "layers_of", "read_dc1"]

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from secateurs.pack.baseline import Baseline
-from secateurs.pack.container import CHECK, Packed
+from secateurs.pack.baseline import SIMD, Baseline
+from secateurs.pack.container import CHECK, Packed, read
 from secateurs.pack.record import STREAMS, Layout, Record
 
 PARTS = ("header", "indices", "codebooks", "codes", "biases", "norms", "tables", "texts", "checksums", "padding")
 """`codes`: values or codes of weights, `codebooks`: with scales, `norms`: all of batch norms and the like, `tables`: of
 entropy coders, `texts`: metadata and program."""
 
+SINGLE = {part: (part,) for part in PARTS}
+GROUPS = {
+    "indices": ("indices",),
+    "values": ("codebooks", "codes", "biases", "norms"),
+    "rest": ("header", "tables", "texts", "checksums", "padding"),
+}
+"""Columns of a table where there is room for few."""
+
 FILE = "(file)"
+
+FORMS = {
+    "csr": "As float32 in sparse rows",
+    "relative": "With gaps between kept weights",
+    "simd": f"In groups of {SIMD}",
+}
+"""What `summary` calls the sizes in plain formats."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +88,31 @@ class Ledger:
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=150, no_color=True, highlight=False, legacy_windows=False)
-        console.print(self.table(), markup=False)
+        console.print(self, markup=False)
         console.print(Text(self.summary()), markup=False)
         assert isinstance(console.file, io.StringIO)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
-    def table(self) -> Table:
-        """A row per tensor, a column for every part that there is, and the sums."""
-        sums = {part: size for part, size in self.parts.items() if size}
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, with fewer columns where it would not fit."""
+        whole = self.table()
+        needed = Measurement.get(console, options.update(max_width=1 << 16), whole).maximum
+        yield whole if needed <= options.max_width else self.table(GROUPS)
+
+    def table(self, groups: Mapping[str, tuple[str, ...]] = SINGLE) -> Table:
+        """A row per tensor, a column for every part that there is, or for `groups` of parts, and the sums."""
+        rows = [{name: sum(row.parts.get(part, 0) for part in groups[name]) for name in groups} for row in self.rows]
+        totals = {name: sum(row[name] for row in rows) for name in groups}
+        sums = {name: size for name, size in totals.items() if size}
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
         table.add_column("tensor", footer=Text("all"), overflow="fold")
         table.add_column("form", overflow="fold")
         for name in ("kept", *sums, "bytes"):
             total = self.bytes if name == "bytes" else sums.get(name)
             table.add_column(name, justify="right", footer=Text("" if total is None else f"{total:,}"))
-        for row in self.rows:
+        for row, parts in zip(self.rows, rows, strict=True):
             share = f"{row.kept / row.entries:.1%}" if row.entries else ""
-            cells = [f"{row.parts[part]:,}" if row.parts.get(part) else "" for part in sums]
+            cells = [f"{parts[name]:,}" if parts[name] else "" for name in sums]
             table.add_row(*map(Text, (row.name, row.form, share, *cells, f"{row.bytes:,}")))
         return table
 
@@ -100,11 +125,16 @@ class Ledger:
             f"{self.bytes:,} bytes, {base.raw / self.bytes:.2f} times smaller than {base.raw:,} bytes of float32. "
             f"With gzip alone {base.gzip_original:,} -> {base.gzip_packed:,} bytes: rate {base.rate:.2%}, "
             f"factor {base.factor:.4f}."
+            + "".join(f" {FORMS[name]} {size:,} bytes." for name, size in base.forms.items())
         )
 
 
-def ledger(packed: Packed) -> Ledger:
-    """What every byte of an open file (`sec.read_packed`) is for, from its header alone."""
+def ledger(packed: Packed | str | os.PathLike[str]) -> Ledger:
+    """What every byte of a file is for, from its header alone: a path, or what `sec.read_packed` gives.
+
+    Raises `ArtifactError` for a file that is not sound.
+    """
+    packed = packed if isinstance(packed, Packed) else read(packed)
     norms = _norms(packed)
     rows = [
         _row(record, layout, _role(record, norms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -95,8 +96,8 @@ class Record:
 
     @property
     def decoded(self) -> int:
-        """Bytes of the whole tensor."""
-        return self.size * stored_as(self.dtype).itemsize
+        """Bytes of the whole tensor, as they count for the limit."""
+        return claimed(self.shape, self.dtype)
 
     @property
     def raw_bytes(self) -> int:
@@ -158,7 +159,10 @@ def read_record(cursor: Cursor, before: bytes, limit: int, contents: int = len(S
     """
     start = cursor.at
     names = []
-    for _ in range(cursor.number(cursor.left) or 1):
+    count = cursor.number(cursor.left)
+    if not count:
+        raise refused("a tensor has no name")
+    for _ in range(count):
         shared = cursor.number(len(before))
         before = before[:shared] + cursor.take(cursor.number(LONGEST_NAME - shared))
         names.append(_name(before))
@@ -170,7 +174,7 @@ def read_record(cursor: Cursor, before: bytes, limit: int, contents: int = len(S
         raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
     if (coded and DTYPES[dtype] not in FLOATS) or (content == SPLIT and DTYPES[dtype] not in LAYOUTS):
         raise refused(f"`{names[0]}` has content {content} of type {dtype} with numbers of type {table}")
-    if prod(max(1, size) for size in shape) * stored_as(DTYPES[dtype]).itemsize > limit:
+    if claimed(shape, DTYPES[dtype]) > limit:
         raise _too_large(f"`{names[0]}` of shape {list(shape)}", limit)
     count, fields = prod(shape), 0
     parameters: tuple[int, ...] = ()
@@ -203,6 +207,11 @@ def _split(cursor: Cursor, dtype: str) -> tuple[int, int]:
     return least, spare
 
 
+def claimed(shape: Sequence[int], dtype: str) -> int:
+    """Bytes of a tensor, dimensions of 0 counting as 1: no shape is free, whatever else it is multiplied by."""
+    return prod(max(1, size) for size in shape) * stored_as(dtype).itemsize
+
+
 def encoding_of(code: int) -> Encoding:
     """The index encoding that a file calls `code`. Raises `ArtifactError`."""
     for name in ENCODINGS:
@@ -211,9 +220,9 @@ def encoding_of(code: int) -> Encoding:
     raise refused(f"there is no index encoding {code}")
 
 
-def check_name(name: str) -> str | None:
+def check_name(name: str, longest: int = LONGEST_NAME) -> str | None:
     """What is wrong with the name of a tensor, if anything: it must be words joined by dots and no path."""
-    if not name or len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+    if not name or len(name.encode("utf-8", "surrogatepass")) > longest:
         return f"it has {len(name)} characters"
     if any(part == "" for part in name.split(".")):
         return "a word between its dots is empty"
@@ -221,9 +230,9 @@ def check_name(name: str) -> str | None:
     return None if odd is None else f"it holds {odd!r}"
 
 
-def require_name(name: str) -> None:
-    """Raises `InputError` for a name that a file cannot hold."""
-    if wrong := check_name(name):
+def require_name(name: str, longest: int = LONGEST_NAME) -> None:
+    """Raises `InputError` for a name that a file cannot hold, such as one of more than `longest` bytes."""
+    if wrong := check_name(name, longest):
         raise InputError(
             explain(
                 f"{name!r} cannot be the name of a packed tensor",

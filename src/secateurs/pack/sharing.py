@@ -109,13 +109,4 @@ def rate_of_sharing(count: int, codes: int, bits: int = 32) -> float:
     return count * bits / (count * log2(codes) + codes * bits)
 
 
-def storage_ratio(density: float, group: int, bits: int = 8, index_bits: int = 4) -> float:
-    """Share of the dense weights' bytes that kept ones take: `density * (1 + index_bits / (bits * group))`.
-
-    One index for each group of so many adjacent weights (Mao et al., Exploring the regularity of sparse structure,
-    2017); codes and indices of fixed width, before any entropy coder.
-    """
-    return density * (1 + index_bits / (bits * group))
-
-
-__all__ = ["rate_of_sharing", "rounded", "share", "storage_ratio"]
+__all__ = ["rate_of_sharing", "rounded", "share"]

@@ -81,15 +81,16 @@ def _content(rng: np.random.Generator, shape: tuple[int, ...], kept: Bools | Non
         octets = rng.integers(0, 256, count * in_memory(dtype).itemsize, dtype=np.uint8)
         values = octets % 2 == 1 if dtype == "bool" else octets.view(in_memory(dtype))
         return Coded(shape, Raw(values), kept, dtype)
+    coded = dtype if dtype in FLOATS else "float32"
     if kind == "shared":
         levels = int(rng.integers(1, 40))
         codes = np.minimum(rng.geometric(0.2, count) - 1, levels - 1).astype(np.int64)
-        return Coded(shape, Shared(codes, rng.standard_normal(levels).astype(np.float32)), kept)
+        return Coded(shape, Shared(codes, rng.standard_normal(levels).astype(np.float32)), kept, coded)
     bits = int(rng.integers(1, 12))
     most = (1 << (bits - 1)) - 1
     axis = int(rng.integers(len(shape))) if shape and rng.random() < 0.5 else None
     scale = rng.random(1 if axis is None else shape[axis]).astype(np.float32)
-    return Coded(shape, Scaled(rng.integers(-most, most + 1, count), scale, bits, axis), kept)
+    return Coded(shape, Scaled(rng.integers(-most, most + 1, count), scale, bits, axis), kept, coded)
 
 
 def _normal(rng: np.random.Generator, count: int, dtype: str) -> NDArray[Any]:

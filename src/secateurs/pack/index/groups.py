@@ -52,7 +52,7 @@ class Groups(Encoding):
         return Index(self.name, parameters, (Field(pointers, groups.size + 1), Field(places, groups.shape[1])))
 
     def check(self, parameters: tuple[int, ...], grid: Grid, count: int) -> None:
-        if not 2 <= parameters[0] <= grid.columns or grid.size >= MOST:
+        if not 2 <= parameters[0] <= grid.columns or grid.rows * -(-grid.columns // parameters[0]) >= MOST:
             raise refused(f"groups of {parameters[0]:,} in rows of {grid.columns:,}")
 
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
