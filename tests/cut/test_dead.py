@@ -250,7 +250,7 @@ def test_heads_that_nothing_reads() -> None:
 
 
 def test_units_that_only_a_cut_has_made_stay_and_all_others_go() -> None:
-    """Of three heads one is left, and only then can columns be told apart from heads: the plan must fit the original."""
+    """Of three heads one is left; only then can its columns go, which no plan for the original can say."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -216,6 +216,22 @@ def test_leaving_the_block_keeps_the_zeros_also_after_an_error() -> None:
     check_zeros(model, held.masks)
 
 
+def test_what_fails_leaves_the_model_free_and_as_it_was() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    wrong: list[dict[str, Any]] = [
+        {"importance": "taylor"}, {"schedule": sec.Gradual("1 epoch", "75%")}, {"schedule": "gradual"},
+        {"schedule": sec.Gradual}, {"update": "surgery"}, {"seed": -1},
+    ]  # fmt: skip
+    for options in wrong:
+        with pytest.raises(sec.InputError) as caught:
+            sec.sparsify(model, 0.5, **options)
+        assert "held already" not in str(caught.value), options
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    check_zeros(model, sec.sparsify(model, 0.5).masks)
+
+
 def test_zeros_are_positive() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])

@@ -261,12 +261,22 @@ def test_tied_weights_count_once_and_not_with_an_embedding() -> None:
         {"sparsity": 0.5, "distribution": "even"},
         {"sparsity": 0.5, "exclude": ["nowhere"]},
         {"sparsity": 0.5, "exclude": ["*"]},
+        {"sparsity": 0.5, "exclude": "0"},
+        {"sparsity": 0.5, "only": "0.weight"},
+        {"sparsity": 0.5, "exclude": nn.Linear},
+        {"sparsity": 0.5, "importance": 3},
+        {"sparsity": "90%"},
         {"sparsity": 0.5, "within": {"0.weight": torch.ones(3)}},
     ],
 )
 def test_what_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         masks(mlp(), **options)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(InputError, match="OrderedDict has no layers"):
+        masks(mlp().state_dict(), 0.5)  # type: ignore[arg-type]
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -279,7 +289,7 @@ def test_a_lazy_layer_without_shape_is_refused() -> None:
         masks(nn.LazyLinear(3), 0.5)
 
 
-@pytest.mark.parametrize(("kind", "factor"), [("median", 1.0), ("std", -1.0), ("value", math.inf)])
-def test_thresholds_that_make_no_sense(kind: str, factor: float) -> None:
+@pytest.mark.parametrize(("kind", "factor"), [("median", 1.0), ("std", -1.0), ("value", math.inf), ("std", "1")])
+def test_thresholds_that_make_no_sense(kind: str, factor: Any) -> None:
     with pytest.raises(InputError):
         Threshold(kind, factor)

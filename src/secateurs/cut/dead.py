@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateurs.base.errors import UnknownNameError, explain, nearest
+from secateurs.base.listed import listed
 from secateurs.capture.fold import writes
 from secateurs.capture.graph import Graph, Node
 from secateurs.capture.program import follows_inputs
@@ -72,7 +73,8 @@ def remove_dead(
     readers through zero weights only, or all weights that read it are zero. Removing one may kill neighbours, so this
     goes on until none is left. A unit without inputs still puts out a constant, phi(b), which its consumers take over
     into their biases; where they cannot do so exactly (a constant other than 0 in front of zero padding), it stays and
-    `left` says so, as it does of units that only a cut has made. With `bias="drop"` the constant counts as 0 and is lost. One unit of every group stays.
+    `left` says so, as it does of units that only a cut has made. With `bias="drop"` the constant counts as 0 and is
+    lost. One unit of every group stays.
 
     Units of groups over which a norm takes statistics stay too. `exclude` and `unit` are those of `couple`. Made for
     eval mode: the proof compares outputs of `model` and the result in float64, on the example inputs and on others.
@@ -89,7 +91,7 @@ def remove_dead(
             )
         )
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    job = _Removal(args, keywords, tuple(exclude), unit, bias)
+    job = _Removal(args, keywords, listed("exclude", exclude), unit, bias)
     made = job.run(model)
     worst = _differ(model, made.model, args, keywords, exact=bias != "drop")
     return DeadRemoval(
@@ -143,7 +145,7 @@ class _Removal:
             mine = dead[start : start + group.size]
             if mine.any() and self.units is not None and self.units.get(group.name) != group.size:
                 self.left.append(
-                    f"{int(mine.sum())} of {group.name}: no units of the original, so that no plan for it removes them; "
+                    f"{int(mine.sum())} of {group.name}: no units of the original, so no plan for it removes them; "
                     "remove_dead of the result may"
                 )
                 mine[:] = False

@@ -11,6 +11,7 @@ from torch import nn
 
 from secateurs.base.errors import InputError, explain
 from secateurs.base.journal import Journal
+from secateurs.base.listed import listed
 from secateurs.base.reference import name_of
 from secateurs.base.seeds import check_seed
 from secateurs.choose.masked import Measure, hits
@@ -70,13 +71,14 @@ def sensitivity(
     grid = _grid(fractions, OF_CHANNELS if whole else FRACTIONS)
     _check(evaluate, data, whole, tolerance, stop_at_drop)
     check_seed(seed)
+    left_out = listed("exclude", exclude)
     subject: Subject
     if whole:
-        subject = ByChannels(model, data or (), measure, batches, importance, tuple(exclude), only, seed)
+        subject = ByChannels(model, data or (), measure, batches, importance, left_out, only, seed)
     elif evaluate is not None:
-        subject = ByEvaluation(model, _form(pattern), importance, tuple(exclude), only, evaluate)
+        subject = ByEvaluation(model, _form(pattern), importance, left_out, only, evaluate)
     else:
-        subject = ByData(model, _form(pattern), importance, tuple(exclude), only, data or (), measure, batches, seed)
+        subject = ByData(model, _form(pattern), importance, left_out, only, data or (), measure, batches, seed)
     metric_name = f"{name_of(measure)} of data, {batches}" if evaluate is None else name_of(evaluate) or "evaluate"
     run = {
         "what": "sensitivity", "model": state_digest(model), "pattern": str(pattern), "importance": subject.importance,

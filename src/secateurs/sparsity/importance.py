@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,8 +79,14 @@ def taylor(weight: GroupedWeight) -> Tensor:
 
 
 def find_importance(importance: str | Importance) -> Importance:
-    """A registered measure or the function itself. Raises `UnknownNameError`."""
-    return IMPORTANCES[importance] if isinstance(importance, str) else importance
+    """A registered measure or the function itself. Raises `UnknownNameError`, `InputError` if it is neither."""
+    given: Any = importance
+    if isinstance(given, str):
+        return IMPORTANCES[given]
+    if callable(given):
+        return cast("Importance", given)
+    step = f"give one of {', '.join(IMPORTANCES)}, or a function of a GroupedWeight"
+    raise InputError(explain(f"importance={given!r} cannot be used", next_step=step))
 
 
 def importance_of(weight: GroupedWeight, importance: str | Importance) -> Tensor:

@@ -19,7 +19,7 @@ from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import ByImportance, Moment, Update
-from secateurs.sparsity.weights import LayerWeight, layer_weights
+from secateurs.sparsity.weights import LayerWeight, biases_of, layer_weights
 
 
 class Sparsifier:
@@ -49,9 +49,13 @@ class Sparsifier:
         self._generator = torch.Generator().manual_seed(check_seed(seed))
         self._hold: Hold | None = Hold(model, masks, mode)
         self._left: Masks = {}
-        if spec is not None and self.schedule.due(0):
-            self.update()
-        self._prepare()
+        try:
+            if spec is not None and self.schedule.due(0):
+                self.update()
+            self._prepare()
+        except BaseException:
+            self.detach()  # nobody else could
+            raise
 
     @property
     def masks(self) -> Masks:
@@ -102,7 +106,7 @@ class Sparsifier:
         masks = {name: mask for name, mask in hold.masks.items() if name in now}
         moment = Moment(
             self.steps, with_tensors(weights, hold.dense), masks, self.spec, now, hold.gradients, self.mode,
-            self._generator,
+            self._generator, biases_of(self.model, masks),
         )  # fmt: skip
         hold.put(self.rule(moment))
 
@@ -224,6 +228,8 @@ def sparsify(
                 explain("Masks are given, so nothing is left to compute", next_step="leave out schedule and update")
             )
         return Sparsifier(model, given, mode=mode, seed=seed)
+    _check_kind("schedule", schedule, Schedule, "Gradual(begin=0, end=1000)")
+    _check_kind("update", update, Update, "Surgery(c=1.0)")
     weights = layer_weights(model, exclude=exclude, only=only)
     before = _before(weights, within, hold_zeros)
     if before and (mode == "dense-update" or update is not None):
@@ -241,11 +247,18 @@ def sparsify(
     if update is not None and update.decides and sparsity is None:
         sparsity = 0.0
     spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
+    if update is not None:
+        update.check(spec, mode, schedule)
     targets = spec.targets(weights)
     start = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets} | before
     return Sparsifier(
         model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
     )  # fmt: skip
+
+
+def _check_kind(name: str, given: object, kind: type, example: str) -> None:
+    if given is not None and not isinstance(given, kind):
+        raise InputError(explain(f"{name}={given!r} cannot be used", next_step=f"give an object: {name}=sec.{example}"))
 
 
 def _before(weights: Mapping[str, LayerWeight], within: Mapping[str, Tensor] | None, zeros: bool) -> Masks:

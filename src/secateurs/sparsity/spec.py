@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from secateurs.sparsity.select import best_of_blocks, largest
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import LayerWeight, check_finite
 
+T = TypeVar("T")
 Target = float | Threshold
 Masks = dict[str, Tensor]
 """Bool tensors by parameter name, True = kept, each on the device of its parameter."""
@@ -72,7 +74,7 @@ class Spec:
         Raises `UnknownNameError` for a target of no layer.
         """
         if isinstance(self.sparsity, Mapping):
-            return _by_layer(self.sparsity, weights)
+            return by_layer(self.sparsity, weights, "sparsity")
         if isinstance(self.sparsity, Threshold) or self.sparsity is None:
             return dict.fromkeys(weights, self.sparsity or 0.0)
         shapes = {name: tuple(item.tensor.shape) for name, item in weights.items()}
@@ -142,9 +144,9 @@ def _share(targets: Mapping[str, Target]) -> float:
     return share
 
 
-def _by_layer(given: Mapping[str, Target], weights: Mapping[str, LayerWeight]) -> dict[str, Target]:
-    """Targets by parameter name; a key may name the module instead, if one weight is in it."""
-    found: dict[str, Target] = {}
+def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
+    """Values by parameter name; a key may name the module instead. Raises `UnknownNameError` for one of no layer."""
+    found: dict[str, T] = {}
     for key, target in given.items():
         mine = [key] if key in weights else [name for name in weights if name.rpartition(".")[0] == key]
         if not mine:
@@ -152,7 +154,7 @@ def _by_layer(given: Mapping[str, Target], weights: Mapping[str, LayerWeight]) -
             raise UnknownNameError(
                 explain(
                     f"There is no weight named {key!r}",
-                    where="sparsity",
+                    where=where,
                     evidence=f"weights: {', '.join(list(weights)[:5])}",
                     next_step=f"did you mean {close[0]!r}?" if close else "",
                 )
@@ -179,4 +181,4 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: item.grad for name, item in model.named_parameters() if item.grad is not None}
 
 
-__all__ = ["Masks", "Spec", "Target", "gradients_of", "masks_of", "with_tensors"]
+__all__ = ["Masks", "Spec", "Target", "by_layer", "gradients_of", "masks_of", "with_tensors"]
