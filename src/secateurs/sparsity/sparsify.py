@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
@@ -26,8 +27,8 @@ class Sparsifier:
     """The masks of a model while it is trained. Made by `sparsify`; detaching, or leaving the `with`, ends it.
 
     `masks` are bool by parameter name, True = kept. `step()` after every optimizer step lets the schedule work; without
-    a schedule it need not be called. `state_dict()` holds tensors only; with the model's and the optimizer's it is all
-    that a run needs to go on to the same bits.
+    a schedule it need not be called. Leaving the `with` before the schedule has come to its end warns. `state_dict()`
+    holds tensors only; with the model's and the optimizer's it is all that a run needs to go on to the same bits.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Sparsifier:
         hold = self._attached()
         if self.spec is None:
             raise InputError(explain("These masks were given, so they cannot be computed anew"))
+        hold.check_places()
         weights = layer_weights(self.model, only=list(self._targets) or None)
         now = {
             name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
@@ -124,9 +126,8 @@ class Sparsifier:
     def detach(self) -> nn.Module:
         """The model, free of all hooks, with exact zeros where the masks are. In place: it is the caller's own."""
         if self._hold is not None:
-            self._left = self._hold.masks
-            self._hold.release()
-            self._hold = None
+            self._left, hold, self._hold = self._hold.masks, self._hold, None
+            hold.release()
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -167,7 +168,20 @@ class Sparsifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        try:
+            self.detach()
+        except InputError:
+            if kind is None:
+                raise
+        if kind is None and not self.settled():
+            warnings.warn(
+                explain(
+                    "The sparsity has not reached what its schedule ends with",
+                    evidence=f"{self.sparsity:.1%} zeros after {self.steps} calls of step(); {self.schedule}",
+                    next_step="call step() after every optimizer step, and end the schedule before the training does",
+                ),
+                stacklevel=2,
+            )
 
     def _prepare(self) -> None:
         """See to it that the next update finds what it needs."""
