@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.base.errors import InputError, explain
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.journal import Journal
 from secateurs.base.listed import listed
 from secateurs.base.reference import name_of
@@ -20,7 +20,7 @@ from secateurs.report.scan_channels import ByChannels
 from secateurs.report.scan_weights import ByData, ByEvaluation, Evaluate, Subject, Variant
 from secateurs.report.sensitivity import CHANNEL, ROUNDING, Sensitivity
 from secateurs.sparsity.importance import Importance
-from secateurs.sparsity.pattern import Pattern, parse_pattern
+from secateurs.sparsity.pattern import PATTERNS, Pattern, parse_pattern
 
 JOURNAL = "sensitivity.jsonl"
 FRACTIONS = tuple(number / 20 for number in range(20))
@@ -152,6 +152,10 @@ def _left(value: float, baseline: float, stop_at_drop: float | None) -> bool:
 
 
 def _form(pattern: str | Pattern) -> Pattern:
+    if isinstance(pattern, str) and pattern not in PATTERNS and nearest(pattern, [*PATTERNS, CHANNEL])[:1] == [CHANNEL]:
+        raise UnknownNameError(
+            explain(f"There is no pattern named {pattern!r}", next_step=f"did you mean {CHANNEL!r}?")
+        )
     form = parse_pattern(pattern)
     if form.decides:
         raise InputError(
