@@ -34,10 +34,10 @@ def masks(
     module name, where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
 
     `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
-    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`) or a function of
-    a `GroupedWeight`. `scope="layer"` meets the target in every layer, by `distribution` `"uniform"` or `"erk"`;
-    `scope="global"` ranks the groups of all layers together, so that layers end up differently sparse (where their
-    groups differ in size, `importance="mean"` compares them fairly).
+    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`),
+    `sec.sparsity.Obd(curvature)` or a function of a `GroupedWeight`. `scope="layer"` meets the target in every layer,
+    by `distribution` `"uniform"` or `"erk"`; `scope="global"` ranks the groups of all layers together, so that layers
+    end up differently sparse (where their groups differ in size, `importance="mean"` compares them fairly).
 
     `exclude` and `only` choose layers, as in `layer_weights`. What is zero in `within`, the masks of before, stays
     zero and counts among those that go.
