@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +223,6 @@ def test_gzip_factors_of_the_reference() -> None:
     sizes = [gzip_bytes({"w": np.where(rank < share * weights.size, 0, weights)}) for share in (0.4, 0.8, 0.9)]
     assert [dense / size for size in sizes] == pytest.approx([1.50, 3.9, 7.2], rel=0.03)
     assert sizes == sorted(sizes, reverse=True)
+    for share, size in zip((0.4, 0.8, 0.9), sizes, strict=True):  # the entropy of where and of what: no coder is below
+        where = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+        assert 8 * size >= 300_000 * ((1 - share) * 29.4 + where)
