@@ -53,9 +53,6 @@ def as_rank(rank: int, port: int, folder: str, mode: str) -> None:
     train(model, wrapped, held, slice(4 * rank, 4 * rank + 4))
     dense = {f"dense.{name}": item.clone() for name, item in held.dense.items()}
     save_file({**model.state_dict(), **dense}, Path(folder) / f"{rank}.safetensors")
-        {**model.state_dict(), **{f"dense.{name}": item for name, item in held.dense.items()}},
-        Path(folder) / f"{rank}.safetensors",
-    )
     torch.distributed.destroy_process_group()
 
 
