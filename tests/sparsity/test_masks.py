@@ -222,6 +222,21 @@ def test_targets_by_layer() -> None:
         masks(model, {"seven": 0.5})
 
 
+def test_targets_by_globs_and_modules_that_hold_layers() -> None:
+    model = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "conv2": nn.Conv2d(2, 2, 1), "fc": mlp()})
+    for given, expected in (
+        ({"conv2": 0.0, "conv*": 0.5, "fc": 0.9}, [2, 4, 60, 30, 4]),
+        ({"fc.?": 0.5, "fc.2.weight": 0.0}, [None, None, 300, 300, 20]),
+        ({"fc.2": 0.0, "*": 0.5, "fc": 0.9}, [2, 2, 60, 300, 4]),
+    ):
+        found = masks(model, given)
+        assert list(found) == [name for name in layer_weights(model) if name in found]
+        kept = [int(found[name].sum()) if name in found else None for name in layer_weights(model)]
+        assert kept == expected
+    with pytest.raises(UnknownNameError, match="no weight named 'cnv"):
+        masks(model, {"cnv*": 0.5})
+
+
 def test_masks_nest() -> None:
     model = mlp()
     first = masks(model, 0.5)

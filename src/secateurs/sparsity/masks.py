@@ -31,7 +31,8 @@ def masks(
 
     `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
     lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
-    module name, where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
+    module name or by glob (`{"conv*": 0.5, "fc*": 0.9}`; names overrule globs), where layers without a target get no
+    mask. Patterns that fix how much stays (`"2:4"`) take none.
 
     `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
     patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`),

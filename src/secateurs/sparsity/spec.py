@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import torch
@@ -145,10 +146,14 @@ def _share(targets: Mapping[str, Target]) -> float:
 
 
 def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
-    """Values by parameter name; a key may name the module instead. Raises `UnknownNameError` for one of no layer."""
+    """Values by parameter name; a key may name a module instead, or be a glob on both. Names overrule globs, and names
+    of inner modules those of outer ones.
+
+    Raises `UnknownNameError` for a key of no layer.
+    """
     found: dict[str, T] = {}
-    for key, target in given.items():
-        mine = [key] if key in weights else [name for name in weights if name.rpartition(".")[0] == key]
+    for key in sorted(given, key=lambda item: (item in weights or not set(item) & set("*?["), item.count("."))):
+        mine = [key] if key in weights else [name for name in weights if _under(name, key)]
         if not mine:
             close = nearest(key, weights)
             raise UnknownNameError(
@@ -159,8 +164,14 @@ def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: 
                     next_step=f"did you mean {close[0]!r}?" if close else "",
                 )
             )
-        found.update(dict.fromkeys(mine, target))
-    return found
+        found.update(dict.fromkeys(mine, given[key]))
+    return {name: found[name] for name in weights if name in found}
+
+
+def _under(name: str, glob: str) -> bool:
+    """Does the glob match the parameter or a module that holds it?"""
+    steps = name.split(".")
+    return any(fnmatchcase(".".join(steps[: count + 1]), glob) for count in range(len(steps)))
 
 
 def _is_number(value: object) -> bool:
