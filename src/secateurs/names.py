@@ -11,13 +11,16 @@ from secateurs.device import devices
 from secateurs.pack.integers import SCALES
 from secateurs.pack.kmeans import STARTS
 from secateurs.score import CRITERIA
-from secateurs.sparsity import PATTERNS
+from secateurs.sparsity import IMPORTANCES, PATTERNS
+from secateurs.sparsity.distribution import DISTRIBUTIONS
 
 KINDS: dict[str, Callable[[], list[str]]] = {
     "criteria": lambda: sorted(CRITERIA),
     "devices": lambda: sorted(devices),
     "searches": lambda: sorted(SEARCHES),
     "patterns": lambda: sorted(PATTERNS),
+    "importances": lambda: sorted(IMPORTANCES),
+    "distributions": lambda: sorted(DISTRIBUTIONS),
     "starts": lambda: sorted(STARTS),
     "scales": lambda: sorted(SCALES),
     "ops": lambda: sorted(RULES),
@@ -25,8 +28,8 @@ KINDS: dict[str, Callable[[], list[str]]] = {
 
 
 def names(kind: str) -> list[str]:
-    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"`, `"patterns"`, `"ops"`; `"starts"` of shared
-    weights, `"scales"` of integers.
+    """The known names of one kind: `"criteria"`, `"devices"`, `"searches"`, `"patterns"`, `"ops"`; `"importances"` of
+    groups of weights, `"distributions"` of zeros among layers; `"starts"` of shared weights, `"scales"` of integers.
 
     `"ops"` lists the operators with a rule of their own; operators that PyTorch tags as element-wise need none.
     Raises `UnknownNameError`.

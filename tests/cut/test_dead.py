@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import secateurs as sec
 from secateurs.testing.networks import Program
 from secateurs.testing.strategies import networks
+from secateurs.testing.unusual import MultiQueryAttention
 
 pytestmark = pytest.mark.medium
 
@@ -246,6 +247,35 @@ def test_heads_that_nothing_reads() -> None:
         model.linear1.weight[7] = 0.0
     result = removed(model, torch.randn(2, 3, 8).double())
     assert sorted(result.removed.values()) == [1, 3]
+
+
+def test_units_that_only_a_cut_has_made_stay_and_all_others_go() -> None:
+    """Of three heads one is left; only then can its columns go, which no plan for the original can say."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.mlp = MultiQueryAttention(4, 3, 2), mlp(4, 3, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mlp(self.attend(x))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model = Net().double()
+    with torch.no_grad():
+        model.attend.proj.weight[:, 2:] = 0.0
+        model.attend.proj.weight[:, 1] = 0.0
+        model.mlp[0].weight[0] = 0.0
+        model.mlp[2].weight[0, 1:] = 0.0
+    x = torch.randn(2, 5, 4).double()
+    result = removed(model, x)
+    assert result.removed == {"attend.q": 2, "mlp.0": 1, "mlp.2": 1}
+    assert any("no units of the original" in reason for reason in result.left)
+    replayed = sec.cut(model, result.plan, x).state_dict()
+    assert {name: item.shape for name, item in replayed.items()} == {
+        name: item.shape for name, item in result.model.state_dict().items()
+    }
+    assert removed(result.model, x).removed == {"attend.kv": 1}
 
 
 def test_a_recurrent_layer_beside_zeros_is_a_producer() -> None:

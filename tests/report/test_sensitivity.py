@@ -280,6 +280,13 @@ def test_some_layers_only() -> None:
         sec.sensitivity(model, data=data, pattern="channel", only=["30"])
 
 
+def test_channel_is_a_name_among_the_patterns() -> None:
+    with pytest.raises(sec.UnknownNameError, match="did you mean 'channel'"):
+        sec.sensitivity(network(), data=batches(), pattern="chanel")
+    with pytest.raises(sec.InputError, match="give a list"):
+        sec.sensitivity(network(), data=batches(), exclude="3")
+
+
 def test_stages_are_told() -> None:
     told: list[str] = []
     sec.sensitivity(network(), data=batches(), fractions=[0.5, 0.9], on_stage=told.append)

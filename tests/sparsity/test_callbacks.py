@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,10 @@ def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.medium
 def test_lightning_counts_optimizer_steps_and_keeps_state(tmp_path: Path) -> None:
-    lightning: Any = pytest.importorskip("pytorch_lightning")
+    try:
+        lightning: Any = importlib.import_module("lightning.pytorch")
+    except ModuleNotFoundError:
+        lightning = pytest.importorskip("pytorch_lightning")
 
     def fit(seed: int, epochs: int, checkpoint: str | None) -> tuple[sec.Sparsifier, nn.Module]:
         torch.manual_seed(seed)
@@ -120,6 +124,21 @@ def test_lightning_counts_optimizer_steps_and_keeps_state(tmp_path: Path) -> Non
     assert torch.equal(first.layer.weight, second.layer.weight)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("used", ["lightning.pytorch", "pytorch_lightning"])
+def test_the_lightning_that_the_program_uses_is_taken(
+    used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning comes under two names, whose classes are not the same; with both installed, the trainer's counts."""
+    for name in ("lightning", "lightning/pytorch", "pytorch_lightning"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("class Callback:\n    of = __name__\n")
+        monkeypatch.setitem(sys.modules, name.replace("/", "."), ModuleType("gone"))  # so that all is put back
+        monkeypatch.delitem(sys.modules, name.replace("/", "."))
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(used)
+    assert lightning_callback(build()[2]).of == used
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

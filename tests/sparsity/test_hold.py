@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -216,11 +218,120 @@ def test_leaving_the_block_keeps_the_zeros_also_after_an_error() -> None:
     check_zeros(model, held.masks)
 
 
+def test_what_fails_leaves_the_model_free_and_as_it_was() -> None:
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    wrong: list[dict[str, Any]] = [
+        {"importance": "taylor"}, {"schedule": sec.Gradual("1 epoch", "75%")}, {"schedule": "gradual"},
+        {"schedule": sec.Gradual}, {"update": "surgery"}, {"seed": -1},
+    ]  # fmt: skip
+    for options in wrong:
+        with pytest.raises(sec.InputError) as caught:
+            sec.sparsify(model, 0.5, **options)
+        assert "held already" not in str(caught.value), options
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    check_zeros(model, sec.sparsify(model, 0.5).masks)
+
+
 def test_zeros_are_positive() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = torch.tensor([[-1.0, -2.0, -3.0, -4.0]])
     sec.sparsify(layer, 0.5).detach()
     assert bits(layer.weight)[0, :2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lbfgs"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_gradients_that_others_write_do_not_move_masked_weights(name: str, closed: bool) -> None:
+    """Noise after the backward pass, and gradients that no backward pass put there."""
+    for written in ("added to", "set"):
+        model = network()
+        held = sec.sparsify(model, 0.6)
+        make = OPTIMIZERS.get(name, lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2))
+        optimizer = make(model.parameters())
+
+        def closure(step: int, model: nn.Module = model, written: str = written) -> Tensor:
+            loss = loss_of(model, step)
+            for parameter, slope in zip(
+                model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+            ):
+                if written == "set":
+                    parameter.grad = slope + 1.0
+            if written == "added to":
+                model.zero_grad()
+                loss_of(model, step).backward()
+                for parameter in model.parameters():
+                    parameter.grad.add_(1.0)  # type: ignore[union-attr]
+            return loss
+
+        for step in range(3):
+            if closed or name == "lbfgs":
+                optimizer.step(lambda step=step, closure=closure: closure(step))  # type: ignore[arg-type, misc]
+            else:
+                closure(step)
+                optimizer.step()
+            check_zeros(model, held.masks, None if name == "lbfgs" else optimizer)
+
+
+@pytest.mark.parametrize("mode", ["hard", "dense-update"])
+def test_loading_other_parameters_into_place_keeps_the_hold(mode: str) -> None:
+    for part in ("", "head"):
+        model, plain = network(), network()
+        held, other = sec.sparsify(model, 0.5, mode=mode), sec.sparsify(plain, 0.5, mode=mode)
+        given = {key: tensor.clone() for key, tensor in network(3).get_submodule(part).state_dict().items()}
+        model.get_submodule(part).load_state_dict(copy.deepcopy(given), assign=True)
+        plain.get_submodule(part).load_state_dict(given)
+        check_zeros(model, held.masks)
+        for item in (model, plain):
+            train(item, torch.optim.AdamW(item.parameters(), lr=0.1), 2)
+        for (name, one), two in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert torch.equal(one, two), name
+        assert all(torch.equal(dense, other.dense[name]) for name, dense in held.dense.items())
+        assert same_tensors(held.detach(), other.detach())
+        sec.sparsify(model, 0.9)  # nothing is held any more
+
+
+def same_tensors(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(item, other.state_dict()[name]) for name, item in one.state_dict().items())
+
+
+def test_a_parameter_that_was_replaced_is_noticed() -> None:
+    model = network()
+    held = sec.sparsify(model, 0.5, schedule=sec.Constant())
+    model.head.weight = nn.Parameter(torch.ones(3, 24))
+    with pytest.raises(sec.InputError, match=r"zeros of `head.weight` are not held"):
+        held.step()
+    with pytest.raises(sec.InputError, match="another parameter has taken its place"):
+        held.detach()
+    sec.sparsify(model, 0.5)  # the rest was let go
+
+
+def test_a_held_model_can_be_saved_whole_and_the_copy_is_free() -> None:
+    model = network()
+    held = sec.sparsify(model, 0.5)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    file = io.BytesIO()
+    torch.save(model, file)  # noqa: TID251  what others do
+    file.seek(0)
+    read = torch.load(file, weights_only=False)  # noqa: TID251
+    assert same_tensors(read, model)
+    train(read, torch.optim.SGD(read.parameters(), lr=0.1), 1)
+    assert bool(read.head.weight[~held.masks["head.weight"]].any())
+    sec.sparsify(read, 0.5)
+
+
+def test_leaving_before_the_schedule_ends_warns() -> None:
+    model = network()
+    with pytest.warns(UserWarning, match=r"0.0% zeros after 0 calls of step"):  # noqa: SIM117
+        with sec.sparsify(model, 0.5, schedule=sec.Gradual(begin=0, end=9)):
+            train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with sec.sparsify(model, 0.5, schedule=sec.Gradual(begin=0, end=1)) as held:
+            held.step()
+        with pytest.raises(KeyError), sec.sparsify(model, 0.6, schedule=sec.Gradual(begin=0, end=9)):
+            raise KeyError
 
 
 def test_clipping_sees_the_sparse_network_alone() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import secateurs as sec
 from secateurs.base.errors import InputError, UnknownNameError
-from secateurs.sparsity import GroupedWeight, Threshold, density, layer_weights, masks
+from secateurs.sparsity import GroupedWeight, Obd, Threshold, density, layer_weights, masks, parse_pattern
 from secateurs.sparsity.distribution import DISTRIBUTIONS
 
 
@@ -120,6 +121,44 @@ def test_taylor_without_gradients_is_refused() -> None:
         masks(mlp(), 0.5, importance="taylor")
 
 
+def test_saliency_by_hand_and_on_a_least_squares_model() -> None:
+    """h = 2, w = 0.5 give 0.25. At the minimum of a quadratic loss it is what removing one weight costs, exactly."""
+    one = GroupedWeight("w", torch.tensor([0.5]).double(), parse_pattern("weight").groups((1, 1)))
+    assert Obd({"w": torch.tensor([[2.0]])})(one).tolist() == [0.25]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator).double() * torch.tensor([5.0, 0.1, 1.0, 3.0, 0.3, 2.0])
+    y = torch.randn(50, 4, generator=generator).double()
+    layer = nn.Linear(6, 4, bias=False).double()
+    layer.weight.data = torch.linalg.lstsq(x, y).solution.T.contiguous()
+
+    def loss(weight: Tensor) -> float:
+        return float((x @ weight.T - y).square().sum() / 2)
+
+    moments = (x.T @ x).diagonal().expand(4, 6)
+    grouping = parse_pattern("weight").groups((4, 6))
+    found = Obd({"weight": moments})(GroupedWeight("weight", layer.weight.detach().flatten(), grouping))
+    for index, saliency in enumerate(found.tolist()):
+        without = layer.weight.detach().clone().flatten()
+        without[index] = 0
+        assert loss(without.reshape(4, 6)) - loss(layer.weight.detach()) == pytest.approx(saliency, abs=1e-10)
+    assert not torch.equal(found.argsort(), layer.weight.detach().abs().flatten().argsort())
+    (mask,) = masks(layer, 0.5, importance=Obd({"weight": moments})).values()
+    assert torch.equal(mask.flatten(), found > found.sort().values[11])
+
+
+def test_obd_from_the_fisher_information_of_data_and_what_is_missing() -> None:
+    model, data = mlp(), [(torch.randn(12, 20), torch.arange(12) % 4)]
+    curvature = sec.fisher_importance(model, data)
+    found = masks(model, 0.6, importance=Obd(curvature), scope="global", pattern="rows(2)")
+    assert density(found) == pytest.approx(0.4, abs=0.01)
+    with pytest.raises(InputError, match="curvature of `2.weight` is missing"):
+        masks(model, 0.6, importance=Obd({"0.weight": curvature["0.weight"]}))
+    with pytest.raises(InputError, match="of another shape"):
+        masks(model, 0.6, importance=Obd({**curvature, "2.weight": torch.ones(3)}))
+    assert repr(Obd(curvature)) == repr(Obd(dict(reversed(curvature.items()))))
+    assert repr(Obd(curvature)) != repr(Obd({**curvature, "0.weight": curvature["0.weight"] * 2}))
+
+
 def test_an_importance_of_ones_own() -> None:
     def first_weights(weight: GroupedWeight) -> Tensor:
         return -torch.arange(weight.grouping.count, dtype=torch.float64)
@@ -141,7 +180,7 @@ def test_exact_counts_in_every_layer_and_over_all(sparsity: float) -> None:
 
 def test_global_scope_is_one_ranking() -> None:
     model = mlp()
-    model[4].weight.data *= 50  # the last layer's weights dwarf all others
+    model[4].weight.data.sign_().mul_(50)  # the last layer's weights dwarf all others
     found = masks(model, 0.5, scope="global")
     assert bool(found["4.weight"].all())
     size = {name: item.tensor.abs() for name, item in layer_weights(model).items()}
@@ -181,6 +220,21 @@ def test_targets_by_layer() -> None:
     assert bool(found["2.weight"].all())
     with pytest.raises(UnknownNameError, match=r"0\.weight|weights:"):
         masks(model, {"seven": 0.5})
+
+
+def test_targets_by_globs_and_modules_that_hold_layers() -> None:
+    model = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "conv2": nn.Conv2d(2, 2, 1), "fc": mlp()})
+    for given, expected in (
+        ({"conv2": 0.0, "conv*": 0.5, "fc": 0.9}, [2, 4, 60, 30, 4]),
+        ({"fc.?": 0.5, "fc.2.weight": 0.0}, [None, None, 300, 300, 20]),
+        ({"fc.2": 0.0, "*": 0.5, "fc": 0.9}, [2, 2, 60, 300, 4]),
+    ):
+        found = masks(model, given)
+        assert list(found) == [name for name in layer_weights(model) if name in found]
+        kept = [int(found[name].sum()) if name in found else None for name in layer_weights(model)]
+        assert kept == expected
+    with pytest.raises(UnknownNameError, match="no weight named 'cnv"):
+        masks(model, {"cnv*": 0.5})
 
 
 def test_masks_nest() -> None:
@@ -261,12 +315,22 @@ def test_tied_weights_count_once_and_not_with_an_embedding() -> None:
         {"sparsity": 0.5, "distribution": "even"},
         {"sparsity": 0.5, "exclude": ["nowhere"]},
         {"sparsity": 0.5, "exclude": ["*"]},
+        {"sparsity": 0.5, "exclude": "0"},
+        {"sparsity": 0.5, "only": "0.weight"},
+        {"sparsity": 0.5, "exclude": nn.Linear},
+        {"sparsity": 0.5, "importance": 3},
+        {"sparsity": "90%"},
         {"sparsity": 0.5, "within": {"0.weight": torch.ones(3)}},
     ],
 )
 def test_what_cannot_be_used_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         masks(mlp(), **options)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(InputError, match="OrderedDict has no layers"):
+        masks(mlp().state_dict(), 0.5)  # type: ignore[arg-type]
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -279,7 +343,7 @@ def test_a_lazy_layer_without_shape_is_refused() -> None:
         masks(nn.LazyLinear(3), 0.5)
 
 
-@pytest.mark.parametrize(("kind", "factor"), [("median", 1.0), ("std", -1.0), ("value", math.inf)])
-def test_thresholds_that_make_no_sense(kind: str, factor: float) -> None:
+@pytest.mark.parametrize(("kind", "factor"), [("median", 1.0), ("std", -1.0), ("value", math.inf), ("std", "1")])
+def test_thresholds_that_make_no_sense(kind: str, factor: Any) -> None:
     with pytest.raises(InputError):
         Threshold(kind, factor)

@@ -150,3 +150,5 @@ def test_what_cannot_be_stored_is_refused():
         SimdMatrix.of(torch.ones(2, 4), 2, mask=torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(InputError, match="is not a weight"):
         SimdMatrix.of(torch.ones(3, 4), 2, layout=Layout(groups=2))
+    with pytest.raises(InputError, match="is not a weight"):
+        SimdMatrix.of(torch.ones(3), 2)

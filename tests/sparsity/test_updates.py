@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +42,24 @@ def test_surgery_by_hand() -> None:
     assert write(held, [9.0, 0.25, 0.25, 0.25]) == [1, 1, 0, 1]  # t stays that of the beginning
 
 
+def test_the_threshold_of_surgery_pools_weights_and_bias() -> None:
+    """Of .1 .2 .3 .4 and the bias 1.0: mean .4, deviation .3162; a bias of 0 does not count."""
+    model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))
+    for value, expected in ((1.0, 0.4 + 0.5 * 0.31623), (0.0, 0.25 + 0.5 * 0.11180)):
+        model[0].weight.data, model[0].bias.data = torch.tensor([[0.1, -0.2, 0.3, -0.4]]), torch.tensor([value])
+        rule = Surgery(c={"0": 0.5, "1.weight": 0.0})
+        with sec.sparsify(model, mode="dense-update", update=rule, schedule=sec.Constant()) as held:
+            assert held.rule.memory()["0.weight"].item() == pytest.approx(expected, abs=1e-4)
+        assert not rule.thresholds, "the caller's own object stays as it is"
+
+
 def test_surgery_without_hysteresis_begins_as_the_threshold_does() -> None:
-    model = nn.Linear(40, 30)
+    model = nn.Linear(40, 30, bias=False)
     for c in (-0.5, 0.0, 1.0):
         expected = sec.masks(model, sec.Threshold("mean_std", c))["weight"]
-        held = sec.sparsify(nn.Linear(40, 30), mode="dense-update", update=Surgery(c={"weight": c}, below=1, above=1),
-                            schedule=sec.OneShot(9))  # fmt: skip
+        rule = Surgery(c={"weight": c}, below=1, above=1)
+        other = nn.Linear(40, 30, bias=False)
+        held = sec.sparsify(other, mode="dense-update", update=rule, schedule=sec.OneShot(9))
         held.model.load_state_dict(model.state_dict())
         held.update()
         assert torch.equal(held.masks["weight"], expected)
@@ -123,6 +136,28 @@ def test_gradients_of_masked_weights_say_what_comes_back() -> None:
         held.step()
     assert held.masks["weight"].int().tolist() == [[0, 1, 0, 1, 0, 0, 1, 1]]
     assert model.weight.tolist() == [[0, 0, 0, 0, 0, 0, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"mode": "hard", "update": Surgery()}, 'give mode="dense-update"'),
+        ({"sparsity": 0.5, "update": Surgery()}, "leave out `sparsity`"),
+        ({"pattern": "rows(2)", "update": Surgery()}, "the pattern is `rows.2.`"),
+        ({"update": Surgery(), "schedule": None}, r"Constant\(end"),
+        ({"update": Surgery(c={"0": 1.0})}, "`2.weight` has no c"),
+        ({"update": Surgery(c={"0": 1.0, "hed": 1.0})}, "no weight named 'hed'"),
+        ({"sparsity": 0.5, "pattern": "simd(4)", "update": RandomRegrowth(end=9)}, "single weights"),
+        ({"sparsity": 0.5, "update": RandomRegrowth(end=9), "schedule": None}, "schedule=Constant"),
+        ({"sparsity": 0.5, "update": GradientRegrowth(end=9), "schedule": sec.Gradual(0, 9)}, "schedule=Constant"),
+    ],
+)
+def test_what_an_update_cannot_do_is_refused(options: dict[str, Any], match: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    given: dict[str, Any] = {"mode": "dense-update", "schedule": sec.Constant(), **options}
+    with pytest.raises(sec.InputError, match=match):
+        sec.sparsify(model, **given)
+    sec.sparsify(model, 0.5)  # and nothing is held
 
 
 def test_what_makes_no_sense_is_refused() -> None:

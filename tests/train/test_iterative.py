@@ -269,6 +269,14 @@ def test_bad_input(trained: nn.Module, tmp_path: Path) -> None:
     common: dict[str, Any] = {"evaluate": lambda _: 0.0, "retrain": sec.FineTune(epochs=0, progress=False)}
     for more, match in (
         ({"sparsity": 1.0}, "from 0 to below 1"),
+        ({"sparsity": "90%"}, "give the share"),
+        ({"sparsity": 90}, "from 0 to below 1"),
+        ({"sparsity": {"0": "most"}}, "from 0 to below 1"),
+        ({"sparsity": None}, "give the share"),
+        ({"sparsity": None, "pattern": "2:4"}, "fixes what stays"),
+        ({"sparsity": 0.5, "evaluate": None}, "model -> float"),
+        ({"sparsity": 0.5, "retrain": 3}, "retrain=3"),
+        ({"sparsity": 0.5, "train_only": ["0", "2"]}, "give a list"),
         ({"sparsity": 0.5, "rounds": 0}, "at least 1"),
         ({"sparsity": 0.5, "final": sec.FineTune(sparsity=sec.Sparsity(0.5))}, "sparsity of its own"),
     ):

@@ -169,6 +169,22 @@ def test_controls_are_what_they_say() -> None:
     assert len(result.of("ticket", 2)) == 1
 
 
+def test_an_output_layer_that_is_excluded_leaves_no_other_in_its_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3))
+    result = drawn(model, rounds=1, controls=(), exclude=["4"])
+    assert {name: int(mask.sum()) for name, mask in result.masks[0][1].items()} == {"0.weight": 64, "2.weight": 160}
+
+
+def test_tickets_and_draws_that_are_not_there() -> None:
+    result = drawn(plain(), rounds=1, controls=())
+    for wrong in ({"round": 2}, {"round": -1}, {"round": 1, "seed": 5}):
+        with pytest.raises(sec.InputError, match="no ticket of round"):
+            result.ticket(**wrong)
+    with pytest.raises(sec.UnknownNameError, match="did you mean 'ticket'"):
+        result.of("tickt", 1)
+    assert result.of("reinit", 1) == ()
+
+
 def test_global_scope_prunes_layers_unequally() -> None:
     result = drawn(plain(width=20), scope="global", rounds=2, controls=())
     masks = result.masks[0][2]
@@ -224,6 +240,11 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
         ({"scope": "global", "output_rate": 0.1}, "one rate"),
         ({"rewind_to": 25}, "from 0 to 24"),
         ({"controls": ["reinitialised"]}, "some of reinit"),
+        ({"rewind_to": "1 epoch"}, "from 0 to 24"),
+        ({"rewind_to": 1.5}, "from 0 to 24"),
+        ({"control_rounds": [4]}, "rounds from 1 to 3"),
+        ({"exclude": "0"}, "give a list"),
+        ({"evaluate": None}, "model -> float"),
         ({"seeds": []}, "different seeds"),
         ({"seeds": [1, 1]}, "different seeds"),
         ({"output": "3"}, "no weight named"),

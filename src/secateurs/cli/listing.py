@@ -21,7 +21,9 @@ def list_names(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND", help="criteria, devices, searches, patterns, starts, scales or ops; all if left out."
+            metavar="KIND",
+            help="criteria, devices, searches, patterns, importances, distributions, starts, scales or ops; "
+            "all if left out.",
         ),
     ] = None,
     json: AsJson = False,

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.listed import listed
 from secateurs.capture.graph import Graph, Leaf
 from secateurs.capture.program import follows_inputs
 from secateurs.couple.coupler import Coupler, spread, varying
@@ -60,11 +61,11 @@ def couple(
     c.node = -1
     for number in graph.outputs:
         c.freeze_all(number, "the model returns it")
-    _exclude(c, graph, list(exclude), axes)
+    _exclude(c, graph, listed("exclude", exclude), axes)
     return read_groups(c, graph, axes)
 
 
-def _exclude(c: Coupler, graph: Graph, patterns: list[str | type], axes: dict[tuple[int, int], Tensor]) -> None:
+def _exclude(c: Coupler, graph: Graph, patterns: tuple[str | type, ...], axes: dict[tuple[int, int], Tensor]) -> None:
     for pattern in patterns:
         if not isinstance(pattern, (str, type)):
             raise InputError(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateurs.base.errors import PlanError, UnknownNameError, explain, nearest
+from secateurs.base.errors import UnknownNameError, explain, nearest
+from secateurs.base.listed import listed
 from secateurs.capture.fold import writes
 from secateurs.capture.graph import Graph, Node
 from secateurs.capture.program import follows_inputs
@@ -72,7 +73,8 @@ def remove_dead(
     readers through zero weights only, or all weights that read it are zero. Removing one may kill neighbours, so this
     goes on until none is left. A unit without inputs still puts out a constant, phi(b), which its consumers take over
     into their biases; where they cannot do so exactly (a constant other than 0 in front of zero padding), it stays and
-    `left` says so. With `bias="drop"` the constant counts as 0 and is lost. One unit of every group stays.
+    `left` says so, as it does of units that only a cut has made. With `bias="drop"` the constant counts as 0 and is
+    lost. One unit of every group stays.
 
     Units of groups over which a norm takes statistics stay too. `exclude` and `unit` are those of `couple`. Made for
     eval mode: the proof compares outputs of `model` and the result in float64, on the example inputs and on others.
@@ -89,7 +91,7 @@ def remove_dead(
             )
         )
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    job = _Removal(args, keywords, tuple(exclude), unit, bias)
+    job = _Removal(args, keywords, listed("exclude", exclude), unit, bias)
     made = job.run(model)
     worst = _differ(model, made.model, args, keywords, exact=bias != "drop")
     return DeadRemoval(
@@ -106,6 +108,7 @@ class _Removal:
         self.args, self.keywords, self.exclude, self.unit, self.bias = args, keywords, exclude, unit, bias
         self.removed: dict[str, int] = {}
         self.left: list[str] = []
+        self.units: dict[str, int] | None = None  # of groups that the original can lose units of: how many it has now
 
     def run(self, model: nn.Module) -> CutResult:
         """Unread units first: nothing of them is missed, whatever they put out. Then those that put out a constant."""
@@ -115,27 +118,38 @@ class _Removal:
         while True:
             groups = self.groups(model)
             wires = _Wires(groups, model)
-            unread = wires.unread()
+            self.left = []
+            unread = self.known(groups, wires.unread())
             if unread.any():
                 step = self.cut(model, groups, unread)
                 found: tuple[CutResult, nn.Module] | None = (step, step.model)
             else:
-                self.left = []
-                found = self.cut_silent(model, groups, spare_one(groups, wires.silent()))
+                found = self.cut_silent(model, groups, self.known(groups, spare_one(groups, wires.silent())))
             if found is None:
                 break
-            try:
-                whole = found[0].plan if whole is None else _joined(whole, found[0].plan, names)
-            except PlanError as error:
-                self.left.append(f"no plan for the original removes what is dead now: {error}")
-                break
+            whole = found[0].plan if whole is None else _joined(whole, found[0].plan, names)
             made, model = found
+            self.units = {item.name: len(item.kept) for item in whole.groups if not item.frozen}
             for item in made.plan.groups:
                 if len(item.kept) < item.size:
                     self.removed[item.name] = self.removed.get(item.name, 0) + item.size - len(item.kept)
         if made is None or whole is None:
             return self.cut(model, groups, np.zeros(groups.units, dtype=np.bool_))
         return CutResult(model, made.form, whole, made.proof, made.why_graph)
+
+    def known(self, groups: Groups, dead: Bools) -> Bools:
+        """Those that are units of the original too. A cut can make new ones: of one head that is left, the columns."""
+        dead = dead.copy()
+        for group in groups.free:
+            start = groups.offsets[group.name]
+            mine = dead[start : start + group.size]
+            if mine.any() and self.units is not None and self.units.get(group.name) != group.size:
+                self.left.append(
+                    f"{int(mine.sum())} of {group.name}: no units of the original, so no plan for it removes them; "
+                    "remove_dead of the result may"
+                )
+                mine[:] = False
+        return dead
 
     def groups(self, model: nn.Module) -> Groups:
         graph = capture(model, self.args, kwargs=self.keywords)

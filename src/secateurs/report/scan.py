@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.base.errors import InputError, explain
+from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.base.journal import Journal
+from secateurs.base.listed import listed
 from secateurs.base.reference import name_of
 from secateurs.base.seeds import check_seed
 from secateurs.choose.masked import Measure, hits
@@ -19,7 +20,7 @@ from secateurs.report.scan_channels import ByChannels
 from secateurs.report.scan_weights import ByData, ByEvaluation, Evaluate, Subject, Variant
 from secateurs.report.sensitivity import CHANNEL, ROUNDING, Sensitivity
 from secateurs.sparsity.importance import Importance
-from secateurs.sparsity.pattern import Pattern, parse_pattern
+from secateurs.sparsity.pattern import PATTERNS, Pattern, parse_pattern
 
 JOURNAL = "sensitivity.jsonl"
 FRACTIONS = tuple(number / 20 for number in range(20))
@@ -70,13 +71,14 @@ def sensitivity(
     grid = _grid(fractions, OF_CHANNELS if whole else FRACTIONS)
     _check(evaluate, data, whole, tolerance, stop_at_drop)
     check_seed(seed)
+    left_out = listed("exclude", exclude)
     subject: Subject
     if whole:
-        subject = ByChannels(model, data or (), measure, batches, importance, tuple(exclude), only, seed)
+        subject = ByChannels(model, data or (), measure, batches, importance, left_out, only, seed)
     elif evaluate is not None:
-        subject = ByEvaluation(model, _form(pattern), importance, tuple(exclude), only, evaluate)
+        subject = ByEvaluation(model, _form(pattern), importance, left_out, only, evaluate)
     else:
-        subject = ByData(model, _form(pattern), importance, tuple(exclude), only, data or (), measure, batches, seed)
+        subject = ByData(model, _form(pattern), importance, left_out, only, data or (), measure, batches, seed)
     metric_name = f"{name_of(measure)} of data, {batches}" if evaluate is None else name_of(evaluate) or "evaluate"
     run = {
         "what": "sensitivity", "model": state_digest(model), "pattern": str(pattern), "importance": subject.importance,
@@ -150,6 +152,10 @@ def _left(value: float, baseline: float, stop_at_drop: float | None) -> bool:
 
 
 def _form(pattern: str | Pattern) -> Pattern:
+    if isinstance(pattern, str) and pattern not in PATTERNS and nearest(pattern, [*PATTERNS, CHANNEL])[:1] == [CHANNEL]:
+        raise UnknownNameError(
+            explain(f"There is no pattern named {pattern!r}", next_step=f"did you mean {CHANNEL!r}?")
+        )
     form = parse_pattern(pattern)
     if form.decides:
         raise InputError(

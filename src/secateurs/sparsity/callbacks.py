@@ -9,6 +9,7 @@ The sparsifier is made before training starts, on the model that is trained:
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,8 @@ def _saved(args: Any, state: Any) -> Path:
 
 
 def _imported(names: tuple[str, ...], package: str) -> Any:
-    for name in names:
+    """The library under the first of its names; under the one that the program has imported already, if any."""
+    for name in sorted(names, key=lambda item: sys.modules.get(item) is None):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError:

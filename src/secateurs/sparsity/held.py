@@ -32,6 +32,7 @@ class Held:
         self._shown = False
         self._loaded: Tensor | None = None
         self._clean: dict[str, weakref.ref[Tensor]] = {}
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._version = -1
 
     @property
@@ -78,6 +79,7 @@ class Held:
             self.parameter.copy_(self._loaded)
         self._keep = _ones_where(mask, self.parameter)
         self._clean.clear()
+        self._seen = None
         loaded = self._loaded
         self.hide()
         self._loaded = loaded
@@ -95,6 +97,8 @@ class Held:
         Until the next optimizer step another mask may still come, which then finds all that was loaded.
         """
         self._follow()
+        if self.parameter._version == self._version:
+            return  # taken already, under another name
         now = self.parameter.detach()
         if self._dense is None:
             self._loaded = now.clone()
@@ -110,10 +114,20 @@ class Held:
         else:
             tensor.masked_fill_((self._keep == 0).to(tensor.device), 0.0)
 
-    def clear_gradient(self) -> None:
-        """Masked entries of the gradient are zero."""
-        if self.parameter.grad is not None:
-            self.clear(self.parameter.grad)
+    def clear_gradient(self, *, known: bool = False) -> None:
+        """Masked entries of the gradient are zero. `known`: one that nobody has written to since is not looked at."""
+        gradient = self.parameter.grad
+        if gradient is None:
+            return
+        if known and self._seen is not None and self._seen[0]() is gradient and self._seen[1] == gradient._version:
+            return
+        self.clear(gradient)
+        self._seen = weakref.ref(gradient), gradient._version
+
+    def move_to(self, parameter: nn.Parameter) -> None:
+        """Another parameter has taken the place of this one."""
+        self.parameter, self._version, self._seen = parameter, -1, None
+        self._clean.clear()
 
     def clear_memory(self, state: Mapping[str, Any]) -> None:
         """Masked entries of what the optimizer remembers are zero: once for each tensor, for they stay so."""

@@ -54,7 +54,7 @@ class Hold:
         self._by_parameter = {id(item.parameter): item for item in self._held.values()}
         self._refuse_twice()
         self._model = weakref.ref(model)
-        self._handles: list[Any] = []
+        self._handles: dict[str, list[Any]] = {}
         self._attach(model)
         with torch.no_grad():
             for _, item in self._named():
@@ -118,15 +118,33 @@ class Hold:
             item.gradient = None if on else item.gradient
 
     def release(self) -> None:
-        """Take away all hooks. The parameters keep their zeros, exactly +0.0."""
+        """Take away all hooks. The parameters keep their zeros, exactly +0.0.
+
+        Raises `InputError`, after that, for a parameter in whose place there is another one.
+        """
         self.zero()
-        for handle in self._handles:
+        for handle in [item for some in self._handles.values() for item in some]:
             handle.remove()
         self._handles.clear()
         for _, item in self._named():
             item.gradient = None
             if getattr(item.parameter, _MARK, None) is self:
                 delattr(item.parameter, _MARK)
+        self.check_places()
+
+    def check_places(self) -> None:
+        """Raises `InputError` for a parameter that is no longer in the model: what took its place has no zeros."""
+        model = self._model()
+        there = None if model is None else {id(item) for item in model.parameters()}
+        gone = [name for name, item in self._named() if there is not None and id(item.parameter) not in there]
+        if gone:
+            raise InputError(
+                explain(
+                    f"The zeros of `{gone[0]}` are not held",
+                    evidence="another parameter has taken its place in the model since they were",
+                    next_step="write into the parameter instead, or sparsify anew after replacing it",
+                )
+            )
 
     def _named(self) -> Iterator[tuple[str, Held]]:
         return iter(self._held.items())
@@ -137,24 +155,35 @@ class Hold:
                 explain("Two masks are for one tied parameter", next_step="give the mask under one of its names")
             )
         for name, item in self._named():
-            if hasattr(item.parameter, _MARK):
+            if getattr(item.parameter, _MARK, None) is not None:
                 raise InputError(
                     explain(f"The zeros of `{name}` are held already", next_step="detach the other sparsifier first")
                 )
 
     def _attach(self, model: nn.Module) -> None:
         """Hooks know this object weakly; the parameters keep it alive, so that a loop need not."""
-        this = weakref.ref(self)
         for _, item in self._named():
-            setattr(item.parameter, _MARK, self)
-            parameter: Any = item.parameter
-            wanted = parameter.requires_grad
-            parameter.requires_grad_(True)  # a frozen one takes no hook, and may be thawed later
-            self._handles.append(parameter.register_post_accumulate_grad_hook(_weakly(this, Hold._on_gradient)))
-            parameter.requires_grad_(wanted)
-        loading: Any = model
-        self._handles.append(loading.register_load_state_dict_post_hook(_weakly(this, Hold._on_load)))
+            self._watch_gradient(item)
+        owners = {id(module): module for module in model.modules() if self._own(module)}
+        for number, module in owners.items():
+            loading: Any = module
+            hook = _Weakly(weakref.ref(self), "_on_load")
+            self._handles[str(number)] = [loading.register_load_state_dict_post_hook(hook)]
         _listen()
+
+    def _watch_gradient(self, item: Held) -> None:
+        setattr(item.parameter, _MARK, self)
+        parameter: Any = item.parameter
+        wanted = parameter.requires_grad
+        parameter.requires_grad_(True)  # a frozen one takes no hook, and may be thawed later
+        hook = _Weakly(weakref.ref(self), "_on_gradient")
+        self._handles[item.name] = [parameter.register_post_accumulate_grad_hook(hook)]
+        parameter.requires_grad_(wanted)
+
+    def _own(self, module: nn.Module) -> list[Held]:
+        """What is held of the module's own parameters."""
+        found = [self._by_parameter.get(id(item)) for item in module.parameters(recurse=False)]
+        return [item for item in found if item is not None]
 
     def _on_gradient(self, parameter: Tensor) -> None:
         item = self._by_parameter[id(parameter)]
@@ -170,13 +199,30 @@ class Hold:
         for item in mine:
             item.show()
             if self.mode == "hard":
+                item.clear_gradient(known=True)
                 item.clear_memory(optimizer.state.get(item.parameter, {}))
 
-    def _on_load(self, model: nn.Module, keys: Any) -> None:
-        if model is self._model():
-            with torch.no_grad():
-                for _, item in self._named():
-                    item.take()
+    def _on_load(self, module: nn.Module, keys: Any) -> None:
+        """A module that owns parameters was loaded: in place, or with others put into their place (`assign=True`)."""
+        self._follow_places()
+        with torch.no_grad():
+            for item in self._own(module):
+                item.take()
+
+    def _follow_places(self) -> None:
+        """Hold what has taken the place of a parameter, under its name."""
+        model = self._model()
+        parameters = {} if model is None else dict(model.named_parameters(remove_duplicate=False))
+        for name, item in self._named():
+            now = parameters.get(name, item.parameter)
+            if now is not item.parameter and now.shape == item.parameter.shape:
+                for handle in self._handles.pop(name):
+                    handle.remove()
+                delattr(item.parameter, _MARK)
+                del self._by_parameter[id(item.parameter)]
+                item.move_to(now)
+                self._by_parameter[id(now)] = item
+                self._watch_gradient(item)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_nothing, ())  # copies of a parameter are not held
@@ -211,8 +257,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     with torch.no_grad():
         for hold, mine in found.items():
             hold.before_step(optimizer, mine)
-    hidden = [item for hold, mine in found.items() if hold.mode == "dense-update" for item in mine]
-    return _with_closure(hidden, args, kwargs) if hidden else None
+    return _with_closure([(hold.mode, item) for hold, mine in found.items() for item in mine], args, kwargs)
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -222,38 +267,55 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
                 item.hide(intact=type(optimizer) in KEEPS_ZEROS)
 
 
-def _weakly(this: weakref.ref[Hold], method: Callable[..., Any]) -> Callable[..., Any]:
-    def hook(*args: Any) -> Any:
-        hold = this()
-        return None if hold is None else method(hold, *args)
+class _Weakly:
+    """A hook that calls a method of a hold as long as there is one. What is pickled of it does nothing."""
 
-    return hook
+    def __init__(self, this: weakref.ref[Hold], method: str) -> None:
+        self.this, self.method = this, method
+
+    def __call__(self, *args: Any) -> Any:
+        hold = self.this()
+        return None if hold is None else getattr(hold, self.method)(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_idle, ())
 
 
-def _with_closure(mine: list[Held], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments of `optimizer.step` with a closure that computes with `W * mask`; None if there is no closure."""
+def _with_closure(mine: list[tuple[str, Held]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of `optimizer.step` with a closure that computes with `W * mask`; None if there is no closure.
+
+    In mode `"hard"` its gradients are zero where the mask is, whatever it does to them.
+    """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if not callable(closure):
+    if not mine or not callable(closure):
         return None
+    hidden = [item for mode, item in mine if mode == "dense-update"]
 
     def masked() -> Any:
         with torch.no_grad():
-            for item in mine:
+            for item in hidden:
                 item.hide()
         try:
             return closure()
         finally:
             with torch.no_grad():
-                for item in mine:
+                for item in hidden:
                     item.show()
+                for mode, item in mine:
+                    if mode == "hard":
+                        item.clear_gradient(known=True)
 
     if "closure" in kwargs:
         return args, {**kwargs, "closure": masked}
     return (args[0], masked, *args[2:]), kwargs
 
 
-def _nothing() -> None:
+def _nothing(*args: Any) -> None:
     return None
+
+
+def _idle() -> Callable[..., None]:
+    return _nothing
 
 
 __all__ = ["MODES", "Hold"]

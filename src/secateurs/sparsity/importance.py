@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,9 +79,54 @@ def taylor(weight: GroupedWeight) -> Tensor:
     return weight.total(weight.values * weight.gradient).abs()
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Obd:
+    """`sum h * w^2 / 2`: what the loss rises by, to second order at a minimum, when the group becomes zero.
+
+    `curvature` gives h, the diagonal of the Hessian: a tensor of each weight's shape by parameter name, such as
+    `sec.fisher_importance(model, data)`; what is negative counts as 0. LeCun, Denker, Solla, 1990.
+
+        sec.masks(model, 0.9, importance=sec.sparsity.Obd(sec.fisher_importance(model, data)), scope="global")
+
+    Raises `InputError`, when it is used, for a weight whose curvature is missing or of another shape.
+    """
+
+    curvature: Mapping[str, Tensor]
+
+    def __call__(self, weight: GroupedWeight) -> Tensor:
+        """One number per group."""
+        found = self.curvature.get(weight.name)
+        if found is None or found.shape != weight.grouping.ids.shape:
+            raise InputError(
+                explain(
+                    f"The curvature of `{weight.name}` is {'missing' if found is None else 'of another shape'}",
+                    evidence=f"known: {', '.join(list(self.curvature)[:5]) or 'none'}"
+                    if found is None
+                    else f"{tuple(found.shape)}, the weight {tuple(weight.grouping.ids.shape)}",
+                    next_step="give it, by parameter name, or exclude the layer",
+                )
+            )
+        second = found.detach().to("cpu", torch.float64).clamp(min=0).flatten()
+        return weight.total(second * weight.values.square()) / 2
+
+    def __repr__(self) -> str:
+        """With a digest of the numbers: runs that resume tell one curvature from another by it."""
+        seen = hashlib.sha256()
+        for name in sorted(self.curvature):
+            seen.update(name.encode())
+            seen.update(self.curvature[name].detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+        return f"Obd({seen.hexdigest()[:16]})"
+
+
 def find_importance(importance: str | Importance) -> Importance:
-    """A registered measure or the function itself. Raises `UnknownNameError`."""
-    return IMPORTANCES[importance] if isinstance(importance, str) else importance
+    """A registered measure or the function itself. Raises `UnknownNameError`, `InputError` if it is neither."""
+    given: Any = importance
+    if isinstance(given, str):
+        return IMPORTANCES[given]
+    if callable(given):
+        return cast("Importance", given)
+    step = f"give one of {', '.join(IMPORTANCES)}, or a function of a GroupedWeight"
+    raise InputError(explain(f"importance={given!r} cannot be used", next_step=step))
 
 
 def importance_of(weight: GroupedWeight, importance: str | Importance) -> Tensor:
@@ -97,4 +144,4 @@ def importance_of(weight: GroupedWeight, importance: str | Importance) -> Tensor
     return found
 
 
-__all__ = ["IMPORTANCES", "GroupedWeight", "Importance", "find_importance", "importance_of"]
+__all__ = ["IMPORTANCES", "GroupedWeight", "Importance", "Obd", "find_importance", "importance_of"]

@@ -31,13 +31,14 @@ def masks(
 
     `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
     lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
-    module name, where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
+    module name or by glob (`{"conv*": 0.5, "fc*": 0.9}`; names overrule globs), where layers without a target get no
+    mask. Patterns that fix how much stays (`"2:4"`) take none.
 
     `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
-    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`) or a function of
-    a `GroupedWeight`. `scope="layer"` meets the target in every layer, by `distribution` `"uniform"` or `"erk"`;
-    `scope="global"` ranks the groups of all layers together, so that layers end up differently sparse (where their
-    groups differ in size, `importance="mean"` compares them fairly).
+    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`),
+    `sec.sparsity.Obd(curvature)` or a function of a `GroupedWeight`. `scope="layer"` meets the target in every layer,
+    by `distribution` `"uniform"` or `"erk"`; `scope="global"` ranks the groups of all layers together, so that layers
+    end up differently sparse (where their groups differ in size, `importance="mean"` compares them fairly).
 
     `exclude` and `only` choose layers, as in `layer_weights`. What is zero in `within`, the masks of before, stays
     zero and counts among those that go.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
-from secateurs.sparsity.spec import Masks, masks_of
+from secateurs.sparsity.schedules import Gradual, Iterative, OneShot, Schedule
+from secateurs.sparsity.spec import Masks, Spec, masks_of
 from secateurs.sparsity.time import Time, known, parse_time
-from secateurs.sparsity.updates import Moment, Update
+from secateurs.sparsity.updates import Moment, Update, single_weights, unfit
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Regrow(Update):
     """Of every layer's kept weights the smallest share goes, and as many masked ones come back, at zero.
 
     The share falls from `fraction` to 0 as a cosine over `end` steps. The first update only prunes, as sparse as it
-    says. Meant for single weights and mode `"hard"`, with `Constant(every=100, end=...)` as the schedule.
+    says. For single weights, with a schedule such as `Constant(every=100, end=...)`; meant for mode `"hard"`.
 
     Subclasses say which come back. Raises `InputError` for numbers that make no sense.
     """
@@ -34,6 +35,13 @@ class Regrow(Update):
             parse_time(self.end)
         if not 0 < self.fraction < 1 or (isinstance(self.end, int) and self.end < 1):
             raise InputError(explain(f"{self} cannot be used", next_step="give 0 < fraction < 1 and at least one step"))
+
+    def check(self, spec: Spec, mode: str, schedule: Schedule | None) -> None:
+        """Raises `InputError` for groups of weights, and for schedules of which the count would not stay."""
+        single_weights(self, spec)
+        if isinstance(schedule or OneShot(), (Gradual, Iterative, OneShot)):
+            evidence = f"schedule={schedule}: the count of the first update stays, and it wants updates after that"
+            raise unfit(self, evidence, "give schedule=Constant(every=100, end=...)")
 
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""

@@ -37,7 +37,7 @@ class SimdMatrix:
     def of(cls, weight: Tensor, width: int, *, mask: Tensor | None = None, layout: Layout | None = None) -> SimdMatrix:
         """The groups of which something is kept by `mask` (bool, like `weight`; None: is not zero).
 
-        Raises `InputError` for a width below 1 or a mask of another shape.
+        Raises `InputError` for a width below 1, a mask of another shape or a tensor of less than two dimensions.
         """
         layout, width = layout or Layout(), Simd(width).k
         kept = weight != 0 if mask is None else mask
@@ -95,8 +95,9 @@ def csr_bits(weights: int, rows: int, *, weight: int = 32, index: int = 32, poin
 
 def _blocks(tensor: Tensor, width: int, layout: Layout) -> Tensor:
     """A stored tensor as `[rows, blocks, width]`, rows padded with zeros."""
-    shape: Sequence[int] = layout.shape(tuple(tensor.shape))
-    matrix = layout.canonical(tensor).reshape(shape[0] * shape[1], -1)
+    canonical = layout.canonical(tensor)
+    shape: Sequence[int] = canonical.shape
+    matrix = canonical.reshape(shape[0] * shape[1], -1)
     padded = torch.cat([matrix, matrix.new_zeros(len(matrix), -matrix.shape[1] % width)], 1)
     return padded.reshape(len(matrix), -1, width)
 

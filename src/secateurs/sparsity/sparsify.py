@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
@@ -19,15 +20,15 @@ from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import ByImportance, Moment, Update
-from secateurs.sparsity.weights import LayerWeight, layer_weights
+from secateurs.sparsity.weights import LayerWeight, biases_of, layer_weights
 
 
 class Sparsifier:
     """The masks of a model while it is trained. Made by `sparsify`; detaching, or leaving the `with`, ends it.
 
     `masks` are bool by parameter name, True = kept. `step()` after every optimizer step lets the schedule work; without
-    a schedule it need not be called. `state_dict()` holds tensors only; with the model's and the optimizer's it is all
-    that a run needs to go on to the same bits.
+    a schedule it need not be called. Leaving the `with` before the schedule has come to its end warns. `state_dict()`
+    holds tensors only; with the model's and the optimizer's it is all that a run needs to go on to the same bits.
     """
 
     def __init__(
@@ -49,9 +50,13 @@ class Sparsifier:
         self._generator = torch.Generator().manual_seed(check_seed(seed))
         self._hold: Hold | None = Hold(model, masks, mode)
         self._left: Masks = {}
-        if spec is not None and self.schedule.due(0):
-            self.update()
-        self._prepare()
+        try:
+            if spec is not None and self.schedule.due(0):
+                self.update()
+            self._prepare()
+        except BaseException:
+            self.detach()  # nobody else could
+            raise
 
     @property
     def masks(self) -> Masks:
@@ -94,6 +99,7 @@ class Sparsifier:
         hold = self._attached()
         if self.spec is None:
             raise InputError(explain("These masks were given, so they cannot be computed anew"))
+        hold.check_places()
         weights = layer_weights(self.model, only=list(self._targets) or None)
         now = {
             name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
@@ -102,7 +108,7 @@ class Sparsifier:
         masks = {name: mask for name, mask in hold.masks.items() if name in now}
         moment = Moment(
             self.steps, with_tensors(weights, hold.dense), masks, self.spec, now, hold.gradients, self.mode,
-            self._generator,
+            self._generator, biases_of(self.model, masks),
         )  # fmt: skip
         hold.put(self.rule(moment))
 
@@ -120,9 +126,8 @@ class Sparsifier:
     def detach(self) -> nn.Module:
         """The model, free of all hooks, with exact zeros where the masks are. In place: it is the caller's own."""
         if self._hold is not None:
-            self._left = self._hold.masks
-            self._hold.release()
-            self._hold = None
+            self._left, hold, self._hold = self._hold.masks, self._hold, None
+            hold.release()
         return self.model
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -163,7 +168,20 @@ class Sparsifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detach()
+        try:
+            self.detach()
+        except InputError:
+            if kind is None:
+                raise
+        if kind is None and not self.settled():
+            warnings.warn(
+                explain(
+                    "The sparsity has not reached what its schedule ends with",
+                    evidence=f"{self.sparsity:.1%} zeros after {self.steps} calls of step(); {self.schedule}",
+                    next_step="call step() after every optimizer step, and end the schedule before the training does",
+                ),
+                stacklevel=2,
+            )
 
     def _prepare(self) -> None:
         """See to it that the next update finds what it needs."""
@@ -224,6 +242,8 @@ def sparsify(
                 explain("Masks are given, so nothing is left to compute", next_step="leave out schedule and update")
             )
         return Sparsifier(model, given, mode=mode, seed=seed)
+    _check_kind("schedule", schedule, Schedule, "Gradual(begin=0, end=1000)")
+    _check_kind("update", update, Update, "Surgery(c=1.0)")
     weights = layer_weights(model, exclude=exclude, only=only)
     before = _before(weights, within, hold_zeros)
     if before and (mode == "dense-update" or update is not None):
@@ -241,11 +261,18 @@ def sparsify(
     if update is not None and update.decides and sparsity is None:
         sparsity = 0.0
     spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
+    if update is not None:
+        update.check(spec, mode, schedule)
     targets = spec.targets(weights)
     start = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets} | before
     return Sparsifier(
         model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
     )  # fmt: skip
+
+
+def _check_kind(name: str, given: object, kind: type, example: str) -> None:
+    if given is not None and not isinstance(given, kind):
+        raise InputError(explain(f"{name}={given!r} cannot be used", next_step=f"give an object: {name}=sec.{example}"))
 
 
 def _before(weights: Mapping[str, LayerWeight], within: Mapping[str, Tensor] | None, zeros: bool) -> Masks:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from secateurs.sparsity.select import best_of_blocks, largest
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import LayerWeight, check_finite
 
+T = TypeVar("T")
 Target = float | Threshold
 Masks = dict[str, Tensor]
 """Bool tensors by parameter name, True = kept, each on the device of its parameter."""
@@ -72,7 +75,7 @@ class Spec:
         Raises `UnknownNameError` for a target of no layer.
         """
         if isinstance(self.sparsity, Mapping):
-            return _by_layer(self.sparsity, weights)
+            return by_layer(self.sparsity, weights, "sparsity")
         if isinstance(self.sparsity, Threshold) or self.sparsity is None:
             return dict.fromkeys(weights, self.sparsity or 0.0)
         shapes = {name: tuple(item.tensor.shape) for name, item in weights.items()}
@@ -142,23 +145,33 @@ def _share(targets: Mapping[str, Target]) -> float:
     return share
 
 
-def _by_layer(given: Mapping[str, Target], weights: Mapping[str, LayerWeight]) -> dict[str, Target]:
-    """Targets by parameter name; a key may name the module instead, if one weight is in it."""
-    found: dict[str, Target] = {}
-    for key, target in given.items():
-        mine = [key] if key in weights else [name for name in weights if name.rpartition(".")[0] == key]
+def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
+    """Values by parameter name; a key may name a module instead, or be a glob on both. Names overrule globs, and names
+    of inner modules those of outer ones.
+
+    Raises `UnknownNameError` for a key of no layer.
+    """
+    found: dict[str, T] = {}
+    for key in sorted(given, key=lambda item: (item in weights or not set(item) & set("*?["), item.count("."))):
+        mine = [key] if key in weights else [name for name in weights if _under(name, key)]
         if not mine:
             close = nearest(key, weights)
             raise UnknownNameError(
                 explain(
                     f"There is no weight named {key!r}",
-                    where="sparsity",
+                    where=where,
                     evidence=f"weights: {', '.join(list(weights)[:5])}",
                     next_step=f"did you mean {close[0]!r}?" if close else "",
                 )
             )
-        found.update(dict.fromkeys(mine, target))
-    return found
+        found.update(dict.fromkeys(mine, given[key]))
+    return {name: found[name] for name in weights if name in found}
+
+
+def _under(name: str, glob: str) -> bool:
+    """Does the glob match the parameter or a module that holds it?"""
+    steps = name.split(".")
+    return any(fnmatchcase(".".join(steps[: count + 1]), glob) for count in range(len(steps)))
 
 
 def _is_number(value: object) -> bool:
@@ -179,4 +192,4 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: item.grad for name, item in model.named_parameters() if item.grad is not None}
 
 
-__all__ = ["Masks", "Spec", "Target", "gradients_of", "masks_of", "with_tensors"]
+__all__ = ["Masks", "Spec", "Target", "by_layer", "gradients_of", "masks_of", "with_tensors"]

@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
-from secateurs.sparsity.spec import Masks
-from secateurs.sparsity.updates import Moment, Update
+from secateurs.sparsity.schedules import Schedule
+from secateurs.sparsity.spec import Masks, Spec, by_layer
+from secateurs.sparsity.updates import Moment, Update, single_weights, unfit
 
 
 @dataclass(frozen=True)
 class Surgery(Update):
     """A kept weight goes when `|w| <= below * t`, a masked one comes back when `|w| > above * t`; else nothing changes.
 
-    `t = max(mean |w| + c * std |w|, 0)` of a layer's non-zero weights (biases do not count) at the first update, then
-    fixed; `c` is one number or one per parameter name; a larger one prunes more. An update that is due happens with
-    probability `(1 + gamma * step)^-power`, for all layers or none. Meant for single weights and mode `"dense-update"`,
-    with `Constant(end=...)` as the schedule; no `sparsity` is given. Guo, Yao, Chen, Dynamic Network Surgery, 2016.
+    `t = max(mean |w| + c * std |w|, 0)` of a layer's weights and bias that are not zero, at the first update, then
+    fixed; `c` is one number or one per layer (module or parameter name); a larger one prunes more. An update that is
+    due happens with probability `(1 + gamma * step)^-power`, for all layers or none. For single weights and mode
+    `"dense-update"`, with a schedule such as `Constant(end=...)`; no `sparsity` is given. Biases are not pruned. Guo,
+    Yao, Chen, Dynamic Network Surgery, 2016.
 
     Raises `InputError` for numbers that make no sense.
     """
@@ -33,7 +35,7 @@ class Surgery(Update):
     above: float = 1.1
     gamma: float = 1e-4
     power: float = 1.0
-    thresholds: dict[str, float] = field(default_factory=dict, init=False, compare=False)
+    thresholds: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.below <= self.above or self.gamma < 0 or self.power < 0:
@@ -41,11 +43,25 @@ class Surgery(Update):
                 explain(f"{self} cannot be used", next_step="give 0 <= below <= above, and gamma and power >= 0")
             )
 
+    def check(self, spec: Spec, mode: str, schedule: Schedule | None) -> None:
+        """Raises `InputError` where weights could not come back, or something else decides how many go."""
+        single_weights(self, spec)
+        if mode != "dense-update":
+            raise unfit(self, f"with mode={mode!r} no masked weight can come back", 'give mode="dense-update"')
+        if spec.sparsity != 0.0:
+            raise unfit(self, f"sparsity={spec.sparsity!r}, but `c` says how much goes", "leave out `sparsity`")
+        if schedule is None:
+            raise unfit(self, "without a schedule the masks change once", "give schedule=Constant(end=...)")
+
     def __call__(self, moment: Moment) -> Masks:
-        """The new masks."""
+        """The new masks. Raises `InputError` for a `c` of no layer, or none for a layer."""
+        factors = self._factors(moment)
         sizes = {name: weight.tensor.detach().abs() for name, weight in moment.weights.items() if name in moment.masks}
         for name, size in sizes.items():
-            self.thresholds.setdefault(name, self._threshold(name, size[moment.masks[name] & (size > 0)]))
+            if name not in self.thresholds:
+                kept = size[moment.masks[name] & (size > 0)].flatten()
+                bias = moment.biases.get(name, kept[:0]).abs().flatten()
+                self.thresholds[name] = _threshold(torch.cat([kept, bias[bias > 0].to(kept)]), factors[name])
         chance = float(torch.rand((), generator=moment.generator, dtype=torch.float64))
         if chance >= (1 + self.gamma * moment.step) ** -self.power:
             return dict(moment.masks)
@@ -64,13 +80,22 @@ class Surgery(Update):
         size = size.double()
         return (mask & (size > self.below * threshold)) | (~mask & (size > self.above * threshold))
 
-    def _threshold(self, name: str, sizes: Tensor) -> float:
-        if not sizes.numel():
-            return 0.0
-        c = self.c.get(name, 1.0) if isinstance(self.c, Mapping) else self.c
-        sizes = sizes.double()
-        found = float(sizes.mean()) + c * float(sizes.std(correction=0))
-        return max(found, 0.0) if math.isfinite(found) else 0.0
+    def _factors(self, moment: Moment) -> dict[str, float]:
+        if not isinstance(self.c, Mapping):
+            return dict.fromkeys(moment.masks, self.c)
+        found = by_layer(self.c, {name: moment.weights[name] for name in moment.masks}, "Surgery(c=...)")
+        missing = [name for name in moment.masks if name not in found]
+        if missing:
+            raise unfit(self, f"`{missing[0]}` has no c", "give one for every layer, or `exclude` the layer")
+        return found
+
+
+def _threshold(sizes: Tensor, c: float) -> float:
+    if not sizes.numel():
+        return 0.0
+    sizes = sizes.double()
+    found = float(sizes.mean()) + c * float(sizes.std(correction=0))
+    return max(found, 0.0) if math.isfinite(found) else 0.0
 
 
 __all__ = ["Surgery"]

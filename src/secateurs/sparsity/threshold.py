@@ -38,9 +38,13 @@ class Threshold:
                     next_step=f"did you mean {close[0]!r}?" if close else "pick one of the known kinds",
                 )
             )
-        if not math.isfinite(self.factor) or (self.kind != "mean_std" and self.factor < 0):
+        number = isinstance(self.factor, (int, float)) and not isinstance(self.factor, bool)
+        if not number or not math.isfinite(self.factor) or (self.kind != "mean_std" and self.factor < 0):
             raise InputError(
-                explain(f"Threshold({self.kind!r}, {self.factor!r}) cannot be used", next_step="give a number >= 0")
+                explain(
+                    f"Threshold({self.kind!r}, {self.factor!r}) cannot be used",
+                    next_step="give a finite number" if self.kind == "mean_std" else "give a number >= 0",
+                )
             )
 
     def of(self, kept: Tensor) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from secateurs.base.errors import InputError, explain
+from secateurs.sparsity.schedules import Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, masks_of
 from secateurs.sparsity.weights import LayerWeight
 
@@ -18,7 +20,8 @@ from secateurs.sparsity.weights import LayerWeight
 class Moment:
     """What an update may look at: the weights behind the masks, the masks, what is to be reached now, and chance.
 
-    `gradients` are those of all of W if the update `needs_gradients`, else what is in `.grad`.
+    `gradients` are those of all of W if the update `needs_gradients`, else what is in `.grad`. `biases` are those
+    beside the weights, by the weights' names.
     """
 
     step: int
@@ -29,6 +32,7 @@ class Moment:
     gradients: Mapping[str, Tensor]
     mode: str
     generator: torch.Generator
+    biases: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Update(ABC):
     @abstractmethod
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""
+
+    def check(self, spec: Spec, mode: str, schedule: Schedule | None) -> None:  # noqa: B027  most take everything
+        """Raises `InputError` where it would not do what these say."""
 
     def memory(self) -> dict[str, Tensor]:
         """What it has to remember, as tensors by name."""
@@ -64,4 +71,17 @@ class ByImportance(Update):
         )
 
 
-__all__ = ["ByImportance", "Moment", "Update"]
+def unfit(update: Update, evidence: str, next_step: str) -> InputError:
+    """What an update's `check` raises."""
+    return InputError(explain(f"{update} cannot work so", evidence=evidence, next_step=next_step))
+
+
+def single_weights(update: Update, spec: Spec) -> None:
+    """Raises `InputError` unless the pattern is that of single weights."""
+    if spec.form.name != "weight":
+        raise unfit(
+            update, f"it changes single weights, the pattern is `{spec.form}`", "leave out `pattern`, or the update"
+        )
+
+
+__all__ = ["ByImportance", "Moment", "Update", "single_weights", "unfit"]

@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.listed import listed
 from secateurs.sparsity.layout import Layout
 
 WITHOUT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
@@ -39,9 +40,13 @@ def layer_weights(
     `exclude` leaves out what matches, `only` all that does not match: globs on parameter or module names
     (`"features.*"`), or module classes.
 
-    Raises `InputError` when nothing is left or a lazy module was never run, `UnknownNameError` for a glob that matches
-    nothing.
+    Raises `InputError` when nothing is left, a lazy module was never run or a string stands for a list,
+    `UnknownNameError` for a glob that matches nothing.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            explain(f"A {type(model).__name__} has no layers", where="model", next_step="give a torch.nn.Module")
+        )
     found: dict[int, LayerWeight] = {}
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     barred: set[int] = set()
@@ -53,8 +58,8 @@ def layer_weights(
         elif layout is not None:
             found.setdefault(id(parameter), LayerWeight(name, parameter.detach(), layout))
     candidates = {item.name: (item, owners[key]) for key, item in found.items() if key not in barred}
-    left = _matching(model, candidates, list(exclude), "exclude")
-    kept = set(candidates) if only is None else _matching(model, candidates, list(only), "only")
+    left = _matching(model, candidates, listed("exclude", exclude), "exclude")
+    kept = set(candidates) if only is None else _matching(model, candidates, listed("only", only), "only")
     result = {name: item for name, (item, _) in candidates.items() if name in kept - left}
     if not result:
         raise InputError(
@@ -95,7 +100,7 @@ def _layout(module: nn.Module, parameter: nn.Parameter) -> Layout | None:
 def _matching(
     model: nn.Module,
     candidates: dict[str, tuple[LayerWeight, list[tuple[str, nn.Module]]]],
-    patterns: list[str | type],
+    patterns: tuple[str | type, ...],
     argument: str,
 ) -> set[str]:
     """The names of the candidates that some pattern matches. A pattern must match something of the model."""
@@ -128,6 +133,18 @@ def _matches(name: str, owners: list[tuple[str, nn.Module]], glob: str) -> bool:
     return any(fnmatch.fnmatchcase(item, glob) for item in names)
 
 
+def biases_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The biases that stand beside weights of these names, by the weights' names: those that there are."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {}
+    for name in names:
+        path, _, own = name.rpartition(".")
+        beside = f"{path}.{own.replace('weight', 'bias')}" if path else own.replace("weight", "bias")
+        if beside != name and beside in parameters:
+            found[name] = parameters[beside].detach()
+    return found
+
+
 def check_finite(weight: LayerWeight) -> None:
     """Raises `InputError` when the weight holds a NaN or an infinity."""
     if not bool(torch.isfinite(weight.tensor).all()):
@@ -136,4 +153,4 @@ def check_finite(weight: LayerWeight) -> None:
         )
 
 
-__all__ = ["LayerWeight", "check_finite", "layer_weights"]
+__all__ = ["LayerWeight", "biases_of", "check_finite", "layer_weights"]

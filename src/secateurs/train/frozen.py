@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from secateurs.base.errors import UnknownNameError, explain, nearest
+from secateurs.base.listed import listed
 from secateurs.sparsity.spec import Masks
 from secateurs.train.config import FineTune
 from secateurs.train.stages import Stages
@@ -19,8 +20,10 @@ def trained_in_turn(
 ) -> nn.Module:
     """The model after one training, or one for each phase: what matches the phase's globs is trained, else nothing.
 
-    Modules without a parameter to train, such as the batch norms of frozen layers, are in eval mode meanwhile.
+    Modules without a parameter to train, such as the batch norms of frozen layers, are in eval mode meanwhile. Raises
+    `InputError` for a phase that is no list.
     """
+    phases = [listed("train_only", globs) for globs in listed("train_only", phases)]
     if not phases:
         return stages.train(place, model, config, masks=masks).model
     modes = {name: module.training for name, module in model.named_modules()}

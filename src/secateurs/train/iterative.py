@@ -19,7 +19,7 @@ from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import density
 from secateurs.sparsity.masks import masks as masks_for
-from secateurs.sparsity.pattern import Pattern
+from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import Iterative
 from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import sparsify
@@ -120,7 +120,7 @@ def iterative_prune(
     between = retrain or FineTune()
     last = final or between
     _check(rounds, between, last)
-    targets = _targets(sparsity, rounds)
+    targets = _targets(sparsity, rounds, parse_pattern(pattern))
     rounds, last_target = len(targets), targets[-1] if isinstance(sparsity, Sequence) else sparsity
     given = Sparsity(
         last_target, pattern=pattern, importance=importance, scope=scope, distribution=distribution, exclude=exclude,
@@ -155,10 +155,16 @@ def iterative_prune(
     return IterativePruning(current, masks, tuple(history), baseline)
 
 
-def _targets(sparsity: Any, rounds: int) -> list[Any]:
+def _targets(sparsity: Any, rounds: int, pattern: Pattern) -> list[Any]:
     """What every round is to reach."""
-    if not isinstance(sparsity, Sequence):
+    if pattern.decides:
+        step = f'train with FineTune(sparsity=Sparsity(pattern="{pattern}")), or take a pattern such as "rows(4)"'
+        raise InputError(explain(f"`{pattern}` cannot be reached in rounds: it fixes what stays", next_step=step))
+    if isinstance(sparsity, (int, float, Threshold, Mapping)):
         return [_reached(sparsity, number, rounds) for number in range(1, rounds + 1)]
+    if isinstance(sparsity, str) or not isinstance(sparsity, Sequence):
+        step = "give the share that becomes zero, such as 0.9, or a Threshold, or either by layer or for every round"
+        raise InputError(explain(f"sparsity={sparsity!r} cannot be used", next_step=step))
     if not sparsity or not all(isinstance(item, (float, Threshold, Mapping)) for item in sparsity):
         step = 'give one for every round, such as [Threshold("value", 0.04), Threshold("value", 0.05)]'
         raise InputError(explain(f"sparsity={sparsity!r} cannot be used", next_step=step))
@@ -169,8 +175,8 @@ def _reached(sparsity: Any, number: int, rounds: int) -> Any:
     """What a layer is to have reached after a round."""
     if isinstance(sparsity, Mapping):
         return {name: _reached(target, number, rounds) for name, target in sparsity.items()}
-    if isinstance(sparsity, Threshold):
-        return sparsity
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        return sparsity  # a threshold, or what `masks` refuses
     return Iterative(every=1, rounds=rounds, begin=1).at(number, float(sparsity))
 
 
@@ -189,9 +195,12 @@ def _first_inputs(model: nn.Module, data: Iterable[Any]) -> Any:
     return inputs
 
 
-def _check(rounds: int, *configs: FineTune) -> None:
+def _check(rounds: int, *configs: Any) -> None:
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
         raise InputError(explain(f"rounds={rounds!r} cannot be used", next_step="give an integer of at least 1"))
+    for given in configs:
+        if not isinstance(given, FineTune):
+            raise InputError(explain(f"retrain={given!r} cannot be used", next_step="give FineTune(epochs=..., ...)"))
     if any(config.sparsity is not None or config.soft is not None for config in configs):
         raise InputError(
             explain("The retraining has a sparsity of its own", next_step="leave it out: the rounds hold their masks")

@@ -64,12 +64,26 @@ class Lottery:
     model: nn.Module
 
     def ticket(self, round: int, seed: int | None = None) -> nn.Module:
-        """The ticket of a round (0: dense), untrained: weights that stay as rewound to, bit for bit, the rest +0.0."""
+        """The ticket of a round (0: dense), untrained: weights that stay as rewound to, bit for bit, the rest +0.0.
+
+        `seed` is the first one if None. Raises `InputError` for a round or a seed that was not drawn.
+        """
         key = next(iter(self.masks)) if seed is None else seed
+        if key not in self.masks or round not in range(len(self.masks[key])):
+            last = len(next(iter(self.masks.values()))) - 1
+            evidence = f"seeds {', '.join(map(str, self.masks))}; rounds 0 to {last}"
+            raise InputError(explain(f"There is no ticket of round {round!r} and seed {key!r}", evidence=evidence))
         return _rewound(self.model, self.starts[key], self.masks[key][round])
 
     def of(self, kind: str, round: int) -> tuple[Draw, ...]:
-        """The draws of one kind in one round, a seed each."""
+        """The draws of one kind (`"ticket"`, `"reinit"`, `"random_mask"`) in one round, a seed each.
+
+        Raises `UnknownNameError` for another kind; empty where it was not drawn.
+        """
+        if kind not in (TICKET, *CONTROLS):
+            close = nearest(kind, (TICKET, *CONTROLS))
+            step = f"did you mean {close[0]!r}?" if close else f"ask for {', '.join((TICKET, *CONTROLS))}"
+            raise UnknownNameError(explain(f"There is no draw of the kind {kind!r}", next_step=step))
         return tuple(draw for draw in self.draws if (draw.kind, draw.round) == (kind, round))
 
     def __str__(self) -> str:
@@ -113,9 +127,9 @@ def lottery(
 
     `model` is untrained. Each round trains with its masks held, as `train` says, from the weights of step `rewind_to`
     of the dense training (0: the initial ones; else late rewinding); optimizer and learning rates start anew. The
-    smallest trained weights go: of the layer named `output` (default: the last one) only `output_rate` (default: half
-    of `rate`). `scope="global"` ranks all layers in one row, for deep networks. Biases and norms are rewound, not
-    pruned. `exclude` and `only` choose layers.
+    smallest trained weights go: of the layer named `output` (default: the model's last one) only `output_rate`
+    (default: half of `rate`). `scope="global"` ranks all layers in one row, for deep networks. Biases and norms are
+    rewound, not pruned. `exclude` and `only` choose layers.
 
     After every epoch the loss on `validation` decides about early stopping in hindsight; what is reported is
     `evaluate(model)` (higher is better; test accuracy, say) of the weights of that epoch. `FineTune(batches=100)` looks
@@ -134,7 +148,7 @@ def lottery(
     """
     rates = _rates(model, rate, output_rate, output, scope, exclude, only)
     per_epoch = _steps_per_epoch(data, train)
-    _check(train, rounds, rewind_to, per_epoch, controls, seeds)
+    _check(train, rounds, rewind_to, per_epoch, controls, control_rounds, seeds)
     chosen = range(1, rounds + 1) if control_rounds is None else control_rounds
     stages = Stages(model, data, evaluate, folder)
     stages.identify(
@@ -278,8 +292,9 @@ def _rates(
         )
     if scope == "global":
         return dict.fromkeys(names, rate)
-    last = names[-1] if output is None else _output(output, names)
-    return dict.fromkeys(names, rate) | {last: rate / 2 if output_rate is None else output_rate}
+    last = list(layer_weights(model))[-1] if output is None else _output(output, names)
+    own = rate / 2 if output_rate is None else output_rate
+    return {name: own if name == last else rate for name in names}
 
 
 def _output(output: str, names: Sequence[str]) -> str:
@@ -303,7 +318,13 @@ def _steps_per_epoch(data: Iterable[Any], train: FineTune) -> int:
 
 
 def _check(
-    train: FineTune, rounds: int, rewind_to: int, per_epoch: int, controls: Sequence[str], seeds: Sequence[int]
+    train: FineTune,
+    rounds: int,
+    rewind_to: Any,
+    per_epoch: int,
+    controls: Sequence[str],
+    control_rounds: Sequence[int] | None,
+    seeds: Sequence[int],
 ) -> None:
     steps = train.epochs * per_epoch
     problem = ""
@@ -311,10 +332,12 @@ def _check(
         problem = "`train` has a sparsity, `soft` or `distil`; leave it out"
     elif isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1 or train.epochs < 1:
         problem = "give at least one round and one epoch"
-    elif not 0 <= rewind_to <= steps:
-        problem = f"rewind_to={rewind_to}; give a step from 0 to {steps}"
+    elif isinstance(rewind_to, bool) or not isinstance(rewind_to, int) or not 0 <= rewind_to <= steps:
+        problem = f"rewind_to={rewind_to!r}; give a step from 0 to {steps}"
     elif isinstance(controls, str) or not set(controls) <= set(CONTROLS):
         problem = f"controls={controls!r}; give a list of some of {', '.join(CONTROLS)}"
+    elif control_rounds is not None and not set(control_rounds) <= set(range(1, rounds + 1)):
+        problem = f"control_rounds={control_rounds!r}; give a list of rounds from 1 to {rounds}"
     elif not seeds or len(set(seeds)) < len(seeds):
         problem = "give one or more different seeds"
     if problem:

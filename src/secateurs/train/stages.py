@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from secateurs.base.errors import InputError, explain
 from secateurs.base.journal import Journal
 from secateurs.train.checkpoint import digest
 from secateurs.train.config import FineTune
@@ -29,6 +30,11 @@ class Stages:
     def __init__(
         self, model: nn.Module, data: Iterable[Any], evaluate: Evaluate, folder: str | os.PathLike[str] | None
     ) -> None:
+        """Raises `InputError` for an `evaluate` that is no function."""
+        given: Any = evaluate
+        if not callable(given):
+            step = "give a function model -> float, higher is better, such as sec.accuracy(loader)"
+            raise InputError(explain(f"evaluate={given!r} cannot be used", next_step=step))
         self.model, self.data, self.evaluate = model, data, evaluate
         self.folder = None if folder is None else Path(folder)
         self.journal: Journal | None = None

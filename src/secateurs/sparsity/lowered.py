@@ -1,0 +1,70 @@
+"""A convolution as a product of matrices without the columns that are zero for every output channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateurs.base.errors import InputError, explain
+
+
+class LoweredConv2d(nn.Module):
+    """`nn.Conv2d` by im2col: features `[kept columns, P * Q]`, kernels `[O, kept columns]`, per convolution group.
+
+    A column is one tap of one input channel. Those whose weights are zero for all output channels of the group vanish
+    from both matrices, and are never copied: with the pattern `strided(start, stride)` of n taps, or `strided(*,n)`,
+    every channel keeps `ceil((R * S - start) / stride)`. Any other zeros stay in the product. The result is that of the
+    convolution, to rounding. Anwar, Hwang, Sung: Structured Pruning of Deep Convolutional Neural Networks, 2017.
+    """
+
+    channel: Tensor
+    row: Tensor
+    column: Tensor
+
+    def __init__(self, conv: nn.Conv2d, *, mask: Tensor | None = None) -> None:
+        """From a convolution whose weights are zero, or are to count as zero where `mask` (True = kept) is False.
+
+        Raises `InputError` for anything else than a two-dimensional convolution and for a mask of another shape.
+        """
+        super().__init__()
+        if not isinstance(conv, nn.Conv2d):
+            raise InputError(explain(f"A {type(conv).__name__} cannot be lowered", next_step="give an nn.Conv2d"))
+        if mask is not None and mask.shape != conv.weight.shape:
+            evidence = f"weight {tuple(conv.weight.shape)}, mask {tuple(mask.shape)}"
+            raise InputError(explain("The mask does not fit the weight", evidence=evidence))
+        weight = conv.weight.detach() if mask is None else conv.weight.detach().masked_fill(~mask.bool(), 0.0)
+        groups, (outputs, inputs, *kernel) = conv.groups, weight.shape
+        matrix = weight.reshape(groups, outputs // groups, inputs * kernel[0] * kernel[1])
+        kept = (matrix != 0).any(1)
+        self.kept = tuple(kept.sum(1).tolist())
+        self.weights = nn.ParameterList(matrix[group][:, kept[group]] for group in range(groups))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
+        group, place = kept.nonzero(as_tuple=True)
+        taps = kernel[0] * kernel[1]
+        self.register_buffer("channel", group * inputs + place // taps)
+        self.register_buffer("row", place % taps // kernel[1])
+        self.register_buffer("column", place % kernel[1])
+        self.kernel_size, self.stride, self.dilation = tuple(kernel), conv.stride, conv.dilation
+        self.padding_mode, self.padding = conv.padding_mode, list(conv._reversed_padding_repeated_twice)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` -> `[N, O, P, Q]`."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = functional.pad(x, self.padding, mode=mode) if any(self.padding) else x
+        batch, channels, height, width = x.shape
+        (rows, columns), (down, across), (tall, wide) = self.kernel_size, self.stride, self.dilation
+        shape = ((height - tall * (rows - 1) - 1) // down + 1, (width - wide * (columns - 1) - 1) // across + 1)
+        each, channel, line, step = x.stride()
+        windows = x.as_strided(
+            (batch, channels, rows, columns, *shape),
+            (each, channel, tall * line, wide * step, down * line, across * step),
+        )
+        features = windows[:, self.channel, self.row, self.column].flatten(2)
+        parts = torch.split(features, list(self.kept), dim=1)
+        found = torch.cat([weight @ part for weight, part in zip(self.weights, parts, strict=True)], dim=1)
+        found = found if self.bias is None else found + self.bias[:, None]
+        return found.reshape(batch, -1, *shape)
+
+
+__all__ = ["LoweredConv2d"]

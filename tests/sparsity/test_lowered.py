@@ -1,0 +1,75 @@
+"""The lowered product equals the masked convolution, and has no column that is zero for all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import secateurs as sec
+from secateurs.sparsity import LoweredConv2d
+
+
+@settings(max_examples=60)
+@given(
+    groups=st.integers(1, 3),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from([0, 1, (2, 0)]),
+    mode=st.sampled_from(["zeros", "circular", "reflect"]),
+    bias=st.booleans(),
+    sparsity=st.sampled_from([0.0, 0.6, 0.95]),
+    pattern=st.sampled_from(["weight", "kernel", "filter"]),
+)
+def test_it_computes_what_the_convolution_does(
+    groups: int, sizes: tuple[int, int, int, int], pattern: str, sparsity: float, mode: str, **options: Any
+) -> None:
+    outputs, inputs, *kernel = sizes
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs * groups, outputs * groups, kernel, groups=groups, padding_mode=mode, **options).double()  # type: ignore[arg-type]
+    mask = sec.masks(conv, sparsity, pattern=pattern, only=["weight"])["weight"]
+    x = torch.randn(2, inputs * groups, 9, 10).double()
+    lowered = LoweredConv2d(conv, mask=mask)
+    sec.sparsify(conv, {"weight": mask}).detach()
+    for made in (lowered, LoweredConv2d(conv)):
+        torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("start", "stride"), [(0, 2), (1, 2), (5, 3), ("*", 2), ("*", 3)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_strided_kernels_lose_their_columns_from_both_matrices(start: Any, stride: int, groups: int) -> None:
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 6, 3, padding="same", groups=groups)
+    mask = sec.sparsify(conv, pattern=f"strided({start},{stride})").masks["weight"]
+    lowered, x = LoweredConv2d(conv), torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(lowered(x), conv(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lowered(x.to(memory_format=torch.channels_last)), conv(x), rtol=1e-5, atol=1e-5)
+    per_channel = mask.reshape(groups, 6 // groups, 4 // groups, 9)[:, 0].sum(2)
+    assert lowered.kept == tuple(per_channel.sum(1).tolist())
+    assert [tuple(item.shape) for item in lowered.weights] == [(6 // groups, count) for count in lowered.kept]
+    if start != "*":
+        assert lowered.kept == (4 // groups * math.ceil((9 - start) / stride),) * groups
+
+
+def test_it_can_be_trained_on() -> None:
+    conv = nn.Conv2d(2, 3, 3)
+    mask = sec.sparsify(conv, pattern="strided(0,2)").masks["weight"]
+    lowered, x = LoweredConv2d(conv), torch.randn(2, 2, 6, 6)
+    for model in (conv, lowered):
+        model(x).square().sum().backward()
+    assert conv.weight.grad is not None
+    kept = mask[0].flatten().nonzero().flatten()
+    torch.testing.assert_close(lowered.weights[0].grad, conv.weight.grad.flatten(1)[:, kept], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_lowered_is_refused() -> None:
+    with pytest.raises(sec.InputError, match="A Linear cannot"):
+        LoweredConv2d(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(sec.InputError, match="does not fit"):
+        LoweredConv2d(nn.Conv2d(2, 2, 3), mask=torch.ones(2, 2, dtype=torch.bool))
