@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
