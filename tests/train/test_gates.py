@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -176,7 +176,25 @@ def test_a_recurrent_layer_reads_its_own_units():
 @settings(max_examples=60)
 def test_gates_on_random_networks(seed: int):
     model, inputs = random_network(seed)
+    assume(trains(model, inputs))
     check_gates_are_gates(model, inputs, seed)
+
+
+def trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """PyTorch refuses the backward pass of some networks that write in place, with gates or without."""
+    loss = loss_of(copy.deepcopy(model)(*inputs))
+    try:
+        loss.backward() if loss.requires_grad else None
+    except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            return False
+        raise
+    return True
+
+
+def test_a_network_that_cannot_be_trained_anyway_is_told_apart():
+    assert not trains(*random_network(13))
+    assert trains(*random_network(14))
 
 
 # --- in training
