@@ -53,6 +53,34 @@ def test_the_threshold_of_surgery_pools_weights_and_bias() -> None:
         assert not rule.thresholds, "the caller's own object stays as it is"
 
 
+def test_biases_come_and_go_by_the_thresholds_of_their_weights() -> None:
+    """Of .2 .2 .6 and biases .3 .2: mean .3 = t, so that .27 and below goes and what is above .33 returns."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, bias=False))
+    model[0].weight.data = torch.tensor([[0.2, -0.2, 0.6], [0.0, 0.0, 0.0]])
+    model[0].bias.data = torch.tensor([0.3, -0.2])
+    model[1].weight.data.fill_(1.0)
+    rule = Surgery(c=0.0, gamma=0.0, biases=True)
+    with sec.sparsify(model, mode="dense-update", update=rule, schedule=sec.Constant()) as held:
+        assert sorted(held.masks) == ["0.bias", "0.weight", "1.weight"]
+        assert held.rule.memory()["0.weight"].item() == pytest.approx(0.3)
+        assert held.masks["0.bias"].tolist() == [True, False]
+        assert model[0].bias.tolist() == pytest.approx([0.3, 0.0])
+        assert held.masks["0.weight"].int().tolist() == [[0, 0, 1], [0, 0, 0]]
+        optimizer = torch.optim.SGD([model[0].bias], lr=1.0)
+        for step, after in ((0.1, [False, False]), (0.05, [False, True])):  # .2 and -.3, then .15 and -.35
+            optimizer.zero_grad()
+            (model(torch.zeros(1, 3)) * step).sum().backward()
+            optimizer.step()
+            held.step()
+            assert held.masks["0.bias"].tolist() == after
+        again = sec.sparsify(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, bias=False)), mode="dense-update",
+                             update=rule, schedule=sec.Constant())  # fmt: skip
+        again.load_state_dict(held.state_dict())
+        assert torch.equal(again.dense["0.bias"], held.dense["0.bias"])
+    plain = sec.sparsify(model, mode="dense-update", update=Surgery(c=0.0), schedule=sec.Constant())
+    assert sorted(plain.masks) == ["0.weight", "1.weight"], "off unless asked for"
+
+
 def test_surgery_without_hysteresis_begins_as_the_threshold_does() -> None:
     model = nn.Linear(40, 30, bias=False)
     for c in (-0.5, 0.0, 1.0):

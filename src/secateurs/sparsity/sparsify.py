@@ -20,7 +20,7 @@ from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import ByImportance, Moment, Update
-from secateurs.sparsity.weights import LayerWeight, biases_of, layer_weights
+from secateurs.sparsity.weights import LayerWeight, bias_names, layer_weights
 
 
 class Sparsifier:
@@ -105,10 +105,13 @@ class Sparsifier:
             name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
             for name, target in self._targets.items()
         }
-        masks = {name: mask for name, mask in hold.masks.items() if name in now}
+        beside, dense = bias_names(self.model, now), hold.dense
+        biases = {name: dense.get(bias, self.model.get_parameter(bias).detach()) for name, bias in beside.items()}
+        beside = beside if self.rule.masks_biases else {}
+        masks = {name: mask for name, mask in hold.masks.items() if name in now or name in beside.values()}
         moment = Moment(
-            self.steps, with_tensors(weights, hold.dense), masks, self.spec, now, hold.gradients, self.mode,
-            self._generator, biases_of(self.model, masks),
+            self.steps, with_tensors(weights, dense), masks, self.spec, now, hold.gradients, self.mode,
+            self._generator, biases, beside,
         )  # fmt: skip
         hold.put(self.rule(moment))
 
@@ -264,7 +267,10 @@ def sparsify(
     if update is not None:
         update.check(spec, mode, schedule)
     targets = spec.targets(weights)
-    start = {name: torch.ones_like(weights[name].tensor, dtype=torch.bool) for name in targets} | before
+    beside = bias_names(model, targets) if update is not None and update.masks_biases else {}
+    start = {
+        name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
+    } | before
     return Sparsifier(
         model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
     )  # fmt: skip

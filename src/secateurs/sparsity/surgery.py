@@ -23,8 +23,9 @@ class Surgery(Update):
     `t = max(mean |w| + c * std |w|, 0)` of a layer's weights and bias that are not zero, at the first update, then
     fixed; `c` is one number or one per layer (module or parameter name); a larger one prunes more. An update that is
     due happens with probability `(1 + gamma * step)^-power`, for all layers or none. For single weights and mode
-    `"dense-update"`, with a schedule such as `Constant(end=...)`; no `sparsity` is given. Biases are not pruned. Guo,
-    Yao, Chen, Dynamic Network Surgery, 2016.
+    `"dense-update"`, with a schedule such as `Constant(end=...)`; no `sparsity` is given. With `biases`, those beside
+    the weights come and go by the same thresholds, as in the authors' code. Guo, Yao, Chen, Dynamic Network Surgery,
+    2016.
 
     Raises `InputError` for numbers that make no sense.
     """
@@ -35,6 +36,7 @@ class Surgery(Update):
     above: float = 1.1
     gamma: float = 1e-4
     power: float = 1.0
+    biases: bool = False
     thresholds: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,10 @@ class Surgery(Update):
             raise InputError(
                 explain(f"{self} cannot be used", next_step="give 0 <= below <= above, and gamma and power >= 0")
             )
+
+    @property
+    def masks_biases(self) -> bool:
+        return self.biases
 
     def check(self, spec: Spec, mode: str, schedule: Schedule | None) -> None:
         """Raises `InputError` where weights could not come back, or something else decides how many go."""
@@ -65,7 +71,10 @@ class Surgery(Update):
         chance = float(torch.rand((), generator=moment.generator, dtype=torch.float64))
         if chance >= (1 + self.gamma * moment.step) ** -self.power:
             return dict(moment.masks)
-        return {name: self._changed(moment.masks[name], size, self.thresholds[name]) for name, size in sizes.items()}
+        found = {name: self._changed(moment.masks[name], size, self.thresholds[name]) for name, size in sizes.items()}
+        for name, beside in moment.beside.items():
+            found[beside] = self._changed(moment.masks[beside], moment.biases[name].abs(), self.thresholds[name])
+        return found
 
     def memory(self) -> dict[str, Tensor]:
         """The thresholds."""
@@ -83,8 +92,9 @@ class Surgery(Update):
     def _factors(self, moment: Moment) -> dict[str, float]:
         if not isinstance(self.c, Mapping):
             return dict.fromkeys(moment.masks, self.c)
-        found = by_layer(self.c, {name: moment.weights[name] for name in moment.masks}, "Surgery(c=...)")
-        missing = [name for name in moment.masks if name not in found]
+        names = [name for name in moment.masks if name in moment.weights]
+        found = by_layer(self.c, {name: moment.weights[name] for name in names}, "Surgery(c=...)")
+        missing = [name for name in names if name not in found]
         if missing:
             raise unfit(self, f"`{missing[0]}` has no c", "give one for every layer, or `exclude` the layer")
         return found

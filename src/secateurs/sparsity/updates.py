@@ -21,7 +21,7 @@ class Moment:
     """What an update may look at: the weights behind the masks, the masks, what is to be reached now, and chance.
 
     `gradients` are those of all of W if the update `needs_gradients`, else what is in `.grad`. `biases` are those
-    beside the weights, by the weights' names.
+    beside the weights, by the weights' names; `beside` are the names of those that have masks of their own.
     """
 
     step: int
@@ -33,6 +33,7 @@ class Moment:
     mode: str
     generator: torch.Generator
     biases: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Update(ABC):
 
     needs_gradients: ClassVar[bool] = False
     decides: ClassVar[bool] = False
+
+    @property
+    def masks_biases(self) -> bool:
+        """Do the biases beside the weights get masks, too?"""
+        return False
 
     @abstractmethod
     def __call__(self, moment: Moment) -> Masks:

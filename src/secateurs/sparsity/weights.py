@@ -133,15 +133,15 @@ def _matches(name: str, owners: list[tuple[str, nn.Module]], glob: str) -> bool:
     return any(fnmatch.fnmatchcase(item, glob) for item in names)
 
 
-def biases_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """The biases that stand beside weights of these names, by the weights' names: those that there are."""
+def bias_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The names of the biases that stand beside weights, by the weights' names: those that there are."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {}
     for name in names:
         path, _, own = name.rpartition(".")
         beside = f"{path}.{own.replace('weight', 'bias')}" if path else own.replace("weight", "bias")
         if beside != name and beside in parameters:
-            found[name] = parameters[beside].detach()
+            found[name] = beside
     return found
 
 
@@ -153,4 +153,4 @@ def check_finite(weight: LayerWeight) -> None:
         )
 
 
-__all__ = ["LayerWeight", "biases_of", "check_finite", "layer_weights"]
+__all__ = ["LayerWeight", "bias_names", "check_finite", "layer_weights"]
