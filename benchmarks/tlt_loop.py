@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "thresholds": [0.80, 0.86, 0.90, 0.92], "reconstruct": 16,
     "tolerance": 0.11, "reference": "penalised", "validation_images": 1000,
     "retrain": {"epochs": 1, "batches": 60, "lr": 0.02, "weight_decay": 5e-4},
-    "finish": {"epochs": 12, "lr": 0.03, "weight_decay": 5e-4},
+    "finish": {"epochs": 24, "lr": 0.03, "weight_decay": 5e-4},
 }  # fmt: skip
 
 
