@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import secateurs as sec
-from benchmarks import mnist_data, mnist_nets
+from benchmarks import lenet, mnist_data, mnist_nets
 from secateurs.base.files import write_text
 from secateurs.device.environment import Environment
 from secateurs.sparsity.simd_matrix import csr_bits
@@ -66,27 +65,13 @@ PUBLISHED: dict[str, Any] = {
 """What the authors state, for the same network and thresholds."""
 
 
-class Shuffled:
-    """Random batches of images in memory; the order follows from torch's random state, which the trainer sets."""
-
-    def __init__(self, images: Tensor, labels: Tensor, size: int) -> None:
-        self.images, self.labels, self.size = images, labels, size
-
-    def __len__(self) -> int:
-        return len(self.labels) // self.size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(self.labels))[: len(self) * self.size].split(self.size):
-            yield self.images[rows], self.labels[rows]
-
-
 class Bench:
     """The data, the dense networks, and how to prune and judge, for every cell."""
 
     def __init__(self, data: Path, work: Path, settings: dict[str, Any]) -> None:
         self.work, self.settings = work, settings
         images, labels = mnist_data.pixels(data, "train")
-        self.train = Shuffled(images[:TRAIN], labels[:TRAIN], settings["batch"])
+        self.train = lenet.Batches(images[:TRAIN], labels[:TRAIN], settings["batch"])
         self.validate = _accuracy(images[TRAIN:], labels[TRAIN:])
         self.test = _accuracy(*mnist_data.pixels(data, "test"))
         self.example = images[:1]

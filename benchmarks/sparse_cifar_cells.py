@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateurs as sec
-from benchmarks import cifar
+from benchmarks import cifar, lenet
 from secateurs.base.files import write_bytes, write_text
 from secateurs.pack.allocate import Candidate, allocate
 from secateurs.pack.chosen import with_coded
@@ -51,21 +51,12 @@ class Late(Exception):
     """The time that was given is over; everything so far is on disk."""
 
 
-class Images:
-    """Training images: in batches, moved by up to four pixels on black and mirrored at random, or as they are.
-
-    The order, moves and mirrors follow from torch's random state, which the trainer sets.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, size: int) -> None:
-        self.images, self.labels, self.size = images, labels, size
-
-    def __len__(self) -> int:
-        return len(self.labels) // self.size
+class Images(lenet.Batches):
+    """Training images: in batches, moved by up to four pixels on black and mirrored at random, or as they are."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(self.labels))[: len(self) * self.size].split(self.size):
-            yield _laid_out(moved(self.images[rows])), self.labels[rows]
+        for images, labels in super().__iter__():
+            yield _laid_out(moved(images)), labels
 
     def calibration(self, images: int, seed: int, size: int = 128) -> list[Tensor]:
         """Batches of images as they are, drawn by the seed."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateurs as sec
-from benchmarks import scalpel
+from benchmarks import lenet, scalpel
 
 
 def cell(kind: str, pruned: float) -> dict[str, Any]:
@@ -25,7 +25,7 @@ CELLS = {"simd-0": cell("simd", 0.979), "simd-1": cell("simd", 0.981), "nodes-0"
 
 
 def test_a_pass_has_each_image_at_most_once_in_an_order_of_its_own():
-    batches = scalpel.Shuffled(torch.arange(10.0).reshape(10, 1), torch.arange(10), 3)
+    batches = lenet.Batches(torch.arange(10.0).reshape(10, 1), torch.arange(10), 3)
     torch.manual_seed(0)
     first = [labels.tolist() for _, labels in batches]
     second = [labels.tolist() for _, labels in batches]

@@ -211,6 +211,8 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
         refuse(sec.InputError, lambda bits=bits: sec.pack(net, out, share=bits), "whole number", repr(bits))  # type: ignore[misc]
     refuse(sec.InputError, lambda: sec.pack(net, out, integers="8"), "whole number", "'8'")  # type: ignore[arg-type]
     refuse(sec.InputError, lambda: sec.pack(net, out, bytes="4KB"), "number of bytes", "'4KB'")  # type: ignore[arg-type]
+    for endless in (float("inf"), float("nan")):
+        refuse(sec.InputError, lambda endless=endless: sec.pack(net, out, bytes=endless), "number of bytes")  # type: ignore[misc]
     assert not out.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -95,7 +96,7 @@ def within(
     seed: int = 0,
 ) -> Quantised:
     """`mixed_bits` for a file that holds more than the model."""
-    if isinstance(bytes, bool) or not isinstance(bytes, int | float):
+    if isinstance(bytes, bool) or not isinstance(bytes, int | float) or not math.isfinite(bytes):
         raise InputError(
             explain(
                 "The size of a file is a number of bytes", evidence=f"got {bytes!r}", next_step="write bytes=40_000"

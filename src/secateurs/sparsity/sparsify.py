@@ -54,8 +54,8 @@ class Sparsifier:
             if spec is not None and self.schedule.due(0):
                 self.update()
             self._prepare()
-        except BaseException:
-            self.detach()  # nobody else could
+        except BaseException:  # an interruption too: nobody has this object yet, so nobody else can free the model
+            self.detach()
             raise
 
     @property
