@@ -196,11 +196,15 @@ class Hold:
     def before_step(self, optimizer: Optimizer, mine: list[Held]) -> None:
         """Memory is zero where the mask is; or the optimizer finds the dense weights."""
         self._optimizers.add(optimizer)
+        rooted = type(optimizer) in KEEPS_ZEROS and not any(group.get("fused") for group in optimizer.param_groups)
         for item in mine:
             item.show()
             if self.mode == "hard":
+                memory = optimizer.state.get(item.parameter, {})
                 item.clear_gradient(known=True)
-                item.clear_memory(optimizer.state.get(item.parameter, {}))
+                item.clear_memory(memory)
+                if rooted:
+                    item.lift(memory)
 
     def _on_load(self, module: nn.Module, keys: Any) -> None:
         """A module that owns parameters was loaded: in place, or with others put into their place (`assign=True`)."""
@@ -264,6 +268,7 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     with torch.no_grad():
         for mine in _mine(optimizer).values():
             for item in mine:
+                item.lower()
                 item.hide(intact=type(optimizer) in KEEPS_ZEROS)
 
 
