@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -153,3 +154,32 @@ def test_a_filler_cannot_be_the_last_entry() -> None:
     assert positions.tolist() == [15, 31] and maybe is not None and maybe.tolist() == [True, False]
     with pytest.raises(ArtifactError, match="lead to position 31 of 20"):
         relative.decode(Grid(1, 20), 2, (4, 2), lambda count, bound: stored)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("bitmap", (8,)), ("csr", ()), ("groups", (20,)), ("strided", ()), ("relative", (4, 0))]
+)
+def test_reading_an_index_takes_little_memory(name: str, parameters: tuple[int, ...]) -> None:
+    """Whoever forges a file chooses the index; positions are of 32 bits, and few of them are there twice."""
+    mask = Mask.of(np.ones((1000, 200, 20), dtype=np.bool_))
+    index = ENCODINGS[name].encode(mask, parameters)
+    small = [field.numbers.astype("u1" if field.bound <= 256 else "<u2" if field.bound <= 1 << 16 else "<u4")
+             for field in index.fields]  # fmt: skip
+    fields, count = iter(small), mask.count
+    tracemalloc.start()
+    try:
+        positions, _ = ENCODINGS[name].decode(mask.grid, count, index.parameters, lambda *_: next(fields))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(positions, mask.positions)
+    assert peak <= 11 * count
+
+
+def test_grids_without_entries_may_be_wide() -> None:
+    for grid in (Grid(0, 1 << 31), Grid(0, (1 << 32) - 1, 3)):
+        for name in ("csr", "groups"):
+            parameters = (2,) * ENCODINGS[name].parameters
+            ENCODINGS[name].check(parameters, grid, 0)
+            positions, _ = ENCODINGS[name].decode(grid, 0, parameters, lambda count, bound: np.zeros(count, np.uint8))
+            assert positions.size == 0

@@ -6,7 +6,7 @@ import numpy as np
 
 from secateurs.pack.bits import packed_bytes, unpack_bits
 from secateurs.pack.coded import Bools
-from secateurs.pack.index.encoding import Encoding, Field, Grid, Index, Mask, Positions, Read, ascending, encoding
+from secateurs.pack.index.encoding import Encoding, Field, Grid, Index, Mask, Positions, Read, encoding, set_bits
 from secateurs.pack.refuse import refused
 
 UNITS = (2, 4, 8)
@@ -37,13 +37,13 @@ class Bitmap(Encoding):
 
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
         unit = parameters[0]
-        numbers = read(-(-grid.size // unit), 1 << unit).astype(np.uint8)
+        numbers = read(-(-grid.size // unit), 1 << unit).astype(np.uint8, copy=False)
         per_octet = 8 // unit
         octets = np.zeros(packed_bytes(numbers.size, unit), dtype=np.uint8)
         for place in range(per_octet):
             mine = numbers[place::per_octet]
             octets[: mine.size] |= mine << (place * unit)
-        return ascending(np.flatnonzero(np.unpackbits(octets, bitorder="little")), grid, count), None
+        return set_bits(octets, grid, count), None
 
 
 __all__ = ["UNITS", "Bitmap"]

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateurs.pack.bits import width_of
+from secateurs.pack.bits import Numbers, width_of
 from secateurs.pack.coded import Bools
-from secateurs.pack.index.encoding import MOST, Encoding, Field, Grid, Index, Mask, Positions, Read, ascending, encoding
+from secateurs.pack.index.encoding import (
+    MOST,
+    Encoding,
+    Field,
+    Grid,
+    Index,
+    Mask,
+    Positions,
+    Read,
+    add,
+    ascending,
+    encoding,
+)
 from secateurs.pack.refuse import refused
 
 
@@ -33,17 +45,17 @@ class Csr(Encoding):
             raise refused(f"sparse rows of {grid.columns:,} columns with {count:,} entries")
 
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
-        rows = rows_of(read(grid.rows + 1, count + 1).astype(np.int64), count)
-        columns = read(count, max(1, grid.columns)).astype(np.int64)
-        return ascending(rows * grid.columns + columns, grid, count), None
+        positions = rows_of(read(grid.rows + 1, count + 1), count, grid)
+        positions *= grid.columns
+        add(positions, read(count, max(1, grid.columns)))
+        return ascending(positions, grid, count), None
 
 
-def rows_of(pointers: Positions, count: int) -> Positions:
+def rows_of(pointers: Numbers, count: int, grid: Grid) -> Positions:
     """The row of each of `count` entries. Raises `ArtifactError` unless the pointers go up from 0 to `count`."""
-    per_row = np.diff(pointers)
-    if pointers[0] != 0 or pointers[-1] != count or (per_row < 0).any():
+    if pointers[0] != 0 or pointers[-1] != count or (pointers[1:] < pointers[:-1]).any():
         raise refused(f"row pointers do not go up from 0 to {count:,}")
-    return np.repeat(np.arange(per_row.size), per_row)
+    return np.repeat(np.arange(grid.rows, dtype=grid.kind), np.diff(pointers))
 
 
 __all__ = ["Csr", "rows_of"]

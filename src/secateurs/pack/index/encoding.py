@@ -21,12 +21,15 @@ from secateurs.pack.bits import Numbers, width_of
 from secateurs.pack.coded import Bools
 from secateurs.pack.refuse import refused
 
-Positions = NDArray[np.int64]
+Positions = NDArray[np.signedinteger[Any]]
 Read = Callable[[int, int], Numbers]
 """`(count, bound)`: the next stored field, `count` numbers below `bound`."""
 
 MOST = 1 << 32
 """Fields hold numbers below this."""
+
+_BLOCK = 1 << 13
+"""Octets that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Grid:
     @property
     def size(self) -> int:
         return self.rows * self.columns
+
+    @property
+    def kind(self) -> type[np.signedinteger[Any]]:
+        """The integers that hold every position: of 32 bits where these do, for files may hold a lot of them."""
+        return np.int32 if max(self.size, self.rows, self.columns) < 1 << 31 else np.int64
 
     @property
     def maps(self) -> int:
@@ -154,6 +162,24 @@ class Encoding(ABC):
         """
 
 
+def add(positions: Positions, numbers: NDArray[np.integer[Any]]) -> None:
+    """Adds to positions in place; the sums are on the grid, so that they fit."""
+    np.add(positions, numbers, out=positions, casting="unsafe")
+
+
+def set_bits(octets: NDArray[np.uint8], grid: Grid, count: int) -> Positions:
+    """Where bits are set, the lowest of an octet first. Raises `ArtifactError` unless they are `count`, on the grid."""
+    found, filled = np.empty(count, dtype=grid.kind), 0
+    for start in range(0, octets.size, _BLOCK):
+        places = np.flatnonzero(np.unpackbits(octets[start : start + _BLOCK], bitorder="little"))
+        if filled + places.size > count:
+            raise refused(f"an index gives more than {count:,} positions")
+        found[filled : filled + places.size] = places
+        found[filled : filled + places.size] += 8 * start
+        filled += places.size
+    return ascending(found[:filled], grid, count)
+
+
 ENCODINGS: Registry[Encoding] = Registry("index encoding")
 
 
@@ -167,11 +193,12 @@ def ascending(positions: Positions, grid: Grid, count: int) -> Positions:
     """The positions as they are. Raises `ArtifactError` unless they are `count`, ascending and on the grid."""
     if positions.size != count:
         raise refused(f"an index gives {positions.size:,} positions of {count:,}")
-    if count and (positions[0] < 0 or positions[-1] >= grid.size or not (np.diff(positions) > 0).all()):
+    if count and (positions[0] < 0 or positions[-1] >= grid.size or not (positions[1:] > positions[:-1]).all()):
         raise refused(f"an index gives positions that are not ascending below {grid.size:,}")
     return positions
 
 
 __all__ = [
-    "ENCODINGS", "MOST", "Encoding", "Field", "Grid", "Index", "Mask", "Positions", "Read", "ascending", "encoding",
+    "ENCODINGS", "MOST", "Encoding", "Field", "Grid", "Index", "Mask", "Positions", "Read", "add", "ascending",
+    "encoding", "set_bits",
 ]  # fmt: skip

@@ -58,17 +58,23 @@ class Groups(Encoding):
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
         size = parameters[0]
         per_row = -(-grid.columns // size)
-        pointers = read(grid.rows + 1, grid.rows * per_row + 1).astype(np.int64)
+        pointers = read(grid.rows + 1, grid.rows * per_row + 1)
         kept = int(pointers[-1])
         if kept > count:
             raise refused(f"{kept:,} groups hold only {count:,} entries")
-        rows = rows_of(pointers, kept)
-        begin = read(kept, per_row).astype(np.int64) * size
-        lengths = np.minimum(size, grid.columns - begin)
-        if int(lengths.sum()) != count:
-            raise refused(f"groups of {size} hold {int(lengths.sum()):,} entries of {count:,}")
-        inside = np.arange(count) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return ascending(np.repeat(rows * grid.columns + begin, lengths) + inside, grid, count), None
+        first = rows_of(pointers, kept, grid)
+        first *= grid.columns
+        columns = read(kept, per_row).astype(grid.kind)
+        columns *= size
+        lengths = np.minimum(size, grid.columns - columns)
+        held = int(lengths.sum(dtype=np.int64))
+        if held != count:
+            raise refused(f"groups of {size} hold {held:,} entries of {count:,}")
+        first += columns
+        first -= np.cumsum(lengths, dtype=grid.kind) - lengths
+        positions = np.repeat(first, lengths)
+        positions += np.arange(count, dtype=grid.kind)
+        return ascending(positions, grid, count), None
 
 
 def _is_whole(mask: Mask, size: int) -> bool:

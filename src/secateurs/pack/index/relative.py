@@ -69,9 +69,11 @@ class Relative(Encoding):
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
         bits, entries = parameters
         stored = read(entries, 1 << bits)
-        positions = np.cumsum(stored, dtype=np.int64) + np.arange(entries)
-        if entries and positions[-1] >= grid.size:
-            raise refused(f"gaps lead to position {int(positions[-1]):,} of {grid.size:,}")
+        last = int(stored.sum(dtype=np.int64)) + entries - 1
+        if last >= grid.size:
+            raise refused(f"gaps lead to position {last:,} of {grid.size:,}")
+        positions = np.cumsum(stored, dtype=grid.kind)
+        positions += np.arange(entries, dtype=grid.kind)
         if entries == count:
             return positions, None
         maybe: Bools = stored == (1 << bits) - 1

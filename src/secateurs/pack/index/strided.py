@@ -41,12 +41,13 @@ class Strided(Encoding):
             raise refused(f"{count:,} strided entries in {grid.rows:,} rows")
 
     def decode(self, grid: Grid, count: int, parameters: tuple[int, ...], read: Read) -> tuple[Positions, Bools | None]:
-        start = read(grid.maps, grid.taps + 1).astype(np.int64)
-        stride = read(grid.maps, grid.taps).astype(np.int64) + 1
-        row = np.flatnonzero(_taps(grid, start, stride))
+        start = read(grid.maps, grid.taps + 1).astype(grid.kind)
+        stride = read(grid.maps, grid.taps).astype(grid.kind) + 1
+        row = np.flatnonzero(_taps(grid, start, stride)).astype(grid.kind)
         if row.size * grid.rows != count:
             raise refused(f"strided taps keep {row.size * grid.rows:,} entries of {count:,}")
-        return ascending((np.arange(grid.rows)[:, None] * grid.columns + row).reshape(-1), grid, count), None
+        begins = np.arange(0, grid.size, grid.columns, dtype=grid.kind)
+        return ascending((begins[:, None] + row).reshape(-1), grid, count), None
 
 
 def _pattern(mask: Mask) -> tuple[Positions, Positions]:
@@ -61,7 +62,7 @@ def _pattern(mask: Mask) -> tuple[Positions, Positions]:
 
 def _taps(grid: Grid, start: Positions, stride: Positions) -> Bools:
     """The columns `[maps * taps]` that a pattern keeps."""
-    distance = np.arange(grid.taps) - start[:, None]
+    distance = np.arange(grid.taps, dtype=start.dtype) - start[:, None]
     found: Bools = ((distance >= 0) & (distance % stride[:, None] == 0)).reshape(-1)
     return found
 
