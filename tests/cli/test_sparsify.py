@@ -16,6 +16,7 @@ from secateurs.cli import main
 
 SCAN = ["sensitivity", "--model", "toy:Net", "--data", "toy:loader"]
 SPARSE = ["sparsify", "--model", "toy:Net"]
+TRAINED = ["--sparsity", "0.5", "--data", "toy:loader", "--epochs", "2"]
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -127,7 +128,7 @@ def test_sizes_are_those_of_gzip_and_of_pack(run: Run, tmp_path: Path) -> None:
     assert sizes["rate"] == pytest.approx(1 - sizes["gzip_packed"] / sizes["gzip_original"])
 
 
-@pytest.mark.parametrize("schedule", ["one-shot", "gradual"])
+@pytest.mark.parametrize("schedule", ["one-shot", "gradual", "iterative"])
 def test_training_moves_what_is_kept_and_nothing_else(schedule: str, run: Run, tmp_path: Path) -> None:
     import toy
 
@@ -143,6 +144,20 @@ def test_training_moves_what_is_kept_and_nothing_else(schedule: str, run: Run, t
     if schedule == "one-shot":
         masks = sec.masks(toy.Net(), 0.5)
         assert all(bool((state[name][~mask] == 0).all()) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("regrow", ["random", "gradient"])
+def test_regrowth_moves_zeros_and_keeps_their_count(regrow: str, run: Run, tmp_path: Path) -> None:
+    import toy
+
+    code, out, _ = run(*SPARSE, *TRAINED, "--lr", "0.001", "--regrow", regrow, "--out", str(tmp_path / "s"), "--json")
+    assert code == 0
+    state, masks = weights_of(tmp_path / "s"), sec.masks(toy.Net(), 0.5)
+    for layer, mask in zip(json.loads(out)["layers"], masks.values(), strict=True):
+        come_back = layer["kept"] / int(mask.sum())  # one at zero that gets no gradient stays there
+        assert come_back == 1 if regrow == "gradient" else 0.9 < come_back <= 1
+    moved = [bool((state[name][~mask] != 0).any()) for name, mask in masks.items()]
+    assert any(moved)
 
 
 def test_patterns_scopes_and_distributions_arrive(run: Run, tmp_path: Path) -> None:
@@ -189,7 +204,12 @@ def test_max_drop_decides_the_exit_code(run: Run) -> None:
         (["--sparsity", "0.5", "--epochs", "1"], "no data"),
         (["--sparsity", "0.5", "--lr", "0.1"], "--lr without --epochs"),
         (["--sparsity", "0.5", "--max-drop", "0.1"], "--max-drop without --evaluate"),
-        (["--sparsity", "0.5", "--schedule", "sudden"], "one-shot"),
+        (["--sparsity", "0.5", "--schedule", "sudden"], "--schedule without --epochs"),
+        ([*TRAINED, "--schedule", "sudden"], "one of one-shot, gradual, iterative"),
+        ([*TRAINED, "--regrow", "all"], "one of random, gradient"),
+        ([*TRAINED, "--regrow", "random", "--schedule", "gradual"], "their count stays"),
+        ([*TRAINED, "--regrow", "random", "--pattern", "filter"], "single weights"),
+        (["--sparsity", "0.5", "--regrow", "random"], "--regrow without --epochs"),
         (["--sparsity", "0.5", "--pattern", "rows"], "rows"),
         (["--targets", "none.json"], "no file"),
     ],

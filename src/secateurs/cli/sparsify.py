@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -29,11 +30,26 @@ from secateurs.cli.running import function, loader
 from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
 from secateurs.report.sensitivity import ROUNDING
 from secateurs.report.sparsity import sparsity_report, sparsity_tables
+from secateurs.sparsity.schedules import Schedule
 from secateurs.sparsity.settings import Sparsity
+from secateurs.sparsity.updates import Update
 
-SCHEDULES = ("one-shot", "gradual")
+T = TypeVar("T")
+
 REACHED = "75%"
-"""The part of a gradual training after which the final sparsity holds."""
+"""The part of a training after which zeros neither come nor move."""
+
+SCHEDULES: dict[str, Schedule | None] = {
+    "one-shot": None,
+    "gradual": sec.Gradual(0, REACHED),
+    "iterative": sec.Iterative("15%", 5),
+}
+REGROWTHS: dict[str, Update] = {
+    "random": sec.RandomRegrowth(REACHED),
+    "gradient": sec.GradientRegrowth(REACHED),
+}
+TURNS = sec.Constant(0, REACHED, "2%")
+"""When weights change places."""
 
 WHAT, AFTER, RUN = "What goes", "What follows", "The run"
 
@@ -92,10 +108,20 @@ def sparsify(
         str,
         typer.Option(
             metavar="NAME",
-            help=f"one-shot: zeros before training; gradual: more and more until {REACHED} of it.",
+            help=f"one-shot: zeros before training; gradual: more and more until {REACHED} of it; iterative: in five "
+            "rounds, each trained, the last for 40%.",
             rich_help_panel=AFTER,
         ),
     ] = "one-shot",
+    regrow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Until {REACHED} of the training the smallest weights change places with others: random (SET), or "
+            "those of the largest gradient (RigL).",
+            rich_help_panel=AFTER,
+        ),
+    ] = None,
     evaluate: Evaluate = None,
     max_drop: Annotated[
         float | None,
@@ -112,15 +138,16 @@ def sparsify(
     json: AsJson = False,
 ) -> None:
     """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
-    _check(context, epochs, data, evaluate, max_drop, schedule)
+    _check(context, epochs, data, evaluate, max_drop)
     share, form = wanted(sparsity, targets, tolerance, pattern)
     asked = Sparsity(
         share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
     )
     config = None
     if epochs:
-        held = replace(asked, schedule=sec.Gradual(0, REACHED)) if schedule == "gradual" else HELD
-        config = sec.FineTune(epochs=epochs, lr=lr, sparsity=held, seed=seed, progress=not json)
+        config = sec.FineTune(
+            epochs=epochs, lr=lr, sparsity=_during(asked, schedule, regrow), seed=seed, progress=not json
+        )
     if out is not None:
         check_folder(out, owns=(WEIGHTS, REPORT))
     with progress(quiet=json) as stage:
@@ -144,16 +171,35 @@ def sparsify(
         raise typer.Exit(NOT_MET)
 
 
-def _check(
-    context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None, schedule: str
-) -> None:
+def _during(asked: Sparsity, schedule: str, regrow: str | None) -> Sparsity:
+    """What the training does with the zeros."""
+    zeros = _known("--schedule", schedule, SCHEDULES)
+    if regrow is None:
+        return HELD if zeros is None else replace(asked, schedule=zeros)
+    update = _known("--regrow", regrow, REGROWTHS)
+    if zeros is not None:
+        raise InputError(
+            explain(
+                "Weights change places while their count stays",
+                evidence=f"--regrow {regrow} with --schedule {schedule}",
+                next_step="give one of the two",
+            )
+        )
+    return replace(asked, schedule=TURNS, update=update)
+
+
+def _known(option: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise InputError(explain(f"{option} {name!r} cannot be used", next_step=f"give one of {', '.join(known)}"))
+    return known[name]
+
+
+def _check(context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None) -> None:
     """An option that nothing would use is refused, not ignored."""
     names = given(context)
-    if schedule not in SCHEDULES:
-        raise InputError(explain(f"--schedule {schedule!r} cannot be used", next_step=f"one of {', '.join(SCHEDULES)}"))
     if epochs and data is None:
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
-    for name in ("data", "lr", "schedule", "checkpoints"):
+    for name in ("data", "lr", "schedule", "regrow", "checkpoints"):
         if name in names and not epochs:
             raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
