@@ -27,12 +27,12 @@ install: .venv/.installed ## Python environment in .venv (done once)
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-zoo: .venv/.zoo ## Model collections to try: torchvision, timm, transformers (done once)
+zoo: .venv/.zoo ## What others bring, to try: torchvision, timm, transformers, Lightning (done once)
 
-# Without their dependencies: both would ask for a PyTorch of their own.
+# Without their dependencies: they would ask for a PyTorch of their own.
 .venv/.zoo: .venv/.installed
-	@echo "Installing the model collections into .venv (once)"
-	@$(PIP) --no-deps torchvision timm
+	@echo "Installing what others bring into .venv (once)"
+	@$(PIP) --no-deps torchvision timm pytorch-lightning torchmetrics
 	@$(PIP) pillow huggingface-hub --editable '.[bench]'
 	@touch $@
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 import secateurs as sec
+from benchmarks.zoo import operators
 from secateurs.sparsity.callbacks import FILE, hugging_face_callback, lightning_callback
 
 
@@ -84,6 +86,8 @@ def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.medium
 def test_lightning_counts_optimizer_steps_and_keeps_state(tmp_path: Path) -> None:
+    if importlib.util.find_spec("torchvision") is not None:
+        operators.provide()  # for TorchMetrics, which imports it where it is
     try:
         lightning: Any = importlib.import_module("lightning.pytorch")
     except ModuleNotFoundError:
