@@ -19,6 +19,8 @@ ROOTED = ("exp_avg_sq", "max_exp_avg_sq")
 """What the Adam family takes the square root of."""
 
 TINY = 2.0**-100
+FEW = 4096
+"""Entries whose roots are not worth a detour."""
 
 
 class Held:
@@ -150,21 +152,23 @@ class Held:
         On CPUs PyTorch takes six times as long for the root of a zero as for that of other numbers. A step is the same:
         what is divided by the root is zero there.
         """
-        if self.parameter.device.type != "cpu" or self.parameter.dtype not in (torch.float32, torch.float64):
+        there = self.parameter
+        if there.numel() < FEW or there.device.type != "cpu" or there.dtype not in (torch.float32, torch.float64):
             return
         for key in ROOTED:
             item = state.get(key)
-            if isinstance(item, Tensor) and item.dtype == self.parameter.dtype and item.shape == self._keep.shape:
+            if isinstance(item, Tensor) and item.dtype == there.dtype and item.shape == there.shape:
                 if self._tiny is None or self._tiny.stride() != item.stride():
-                    kept, bits = _ones_where(self._keep != 0, item), _bits(torch.tensor(TINY, dtype=item.dtype))
-                    self._tiny = torch.bitwise_and(kept.bitwise_not_(), bits)
-                _bits(item).bitwise_or_(self._tiny)
-                self._lifted.append(item)
+                    kept, tiny = _ones_where(self._keep != 0, item), _bits(torch.tensor(TINY, dtype=item.dtype))
+                    self._tiny = torch.bitwise_and(kept.bitwise_not_(), tiny)
+                bits = _bits(item)
+                bits.bitwise_or_(self._tiny)
+                self._lifted.append(bits)
 
     def lower(self) -> None:
         """What was lifted is zero again."""
-        for item in self._lifted:
-            self.clear(item)
+        for bits in self._lifted:
+            bits.bitwise_and_(self._keep)
         self._lifted.clear()
 
     def _absorb(self, written: bool | None = None) -> None:
@@ -193,7 +197,7 @@ class Held:
 
 def _bits(tensor: Tensor) -> Tensor:
     """The same memory as integers."""
-    return tensor.detach().view(WIDTHS[tensor.element_size()])
+    return tensor.view(WIDTHS[tensor.element_size()])
 
 
 def _ones_where(mask: Tensor, parameter: Tensor) -> Tensor:
@@ -202,4 +206,4 @@ def _ones_where(mask: Tensor, parameter: Tensor) -> Tensor:
     return made.copy_(mask.to(parameter.device)).neg_()
 
 
-__all__ = ["Held"]
+__all__ = ["ROOTED", "Held"]

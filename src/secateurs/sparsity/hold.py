@@ -243,6 +243,8 @@ def _listen() -> None:
 
 
 _LISTENING: list[Any] = []
+_STEPPING: weakref.WeakKeyDictionary[Optimizer, dict[Hold, list[Held]]] = weakref.WeakKeyDictionary()
+"""What is held of the optimizers that are within a step."""
 
 
 def _mine(optimizer: Optimizer) -> dict[Hold, list[Held]]:
@@ -257,7 +259,7 @@ def _mine(optimizer: Optimizer) -> dict[Hold, list[Held]]:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    found = _mine(optimizer)
+    found = _STEPPING[optimizer] = _mine(optimizer)
     with torch.no_grad():
         for hold, mine in found.items():
             hold.before_step(optimizer, mine)
@@ -266,7 +268,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     with torch.no_grad():
-        for mine in _mine(optimizer).values():
+        for mine in _STEPPING.pop(optimizer, {}).values():
             for item in mine:
                 item.lower()
                 item.hide(intact=type(optimizer) in KEEPS_ZEROS)
