@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "once": {"weight": [60, 80], "rows(4)": [50, 70]},
     "target": {"weight": 90, "rows(4)": 80},
     "train": {
-        "images": 40_000, "batch": 50, "epochs": 3, "optimizer": "adam", "lr": 1e-3, "warmup": 0.1,
+        "images": 40_000, "batch": 100, "epochs": 10, "optimizer": "adam", "lr": 1.5e-3, "warmup": 0.1,
         "distil": {"temperature": 4.0, "alpha": 0.9, "feature_weight": 1.0},
     },
     "pack": {"bits": 5, "images": 256},
