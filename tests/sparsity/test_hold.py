@@ -371,3 +371,14 @@ def test_a_step_that_fails_midway_leaves_no_trace_after_the_next() -> None:
     wide_steps(model, optimizer, 2)
     check_zeros(model, held.masks, optimizer)
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_optimizers_that_hold_nothing_are_left_alone() -> None:
+    class Unhashable(torch.optim.SGD):
+        __hash__ = None  # type: ignore[assignment]
+
+    sec.sparsify(network(), 0.5)  # the process listens to all steps now
+    model = network()
+    before = model.head.weight.detach().clone()
+    train(model, Unhashable(model.parameters(), lr=0.1), 1)
+    assert not torch.equal(model.head.weight, before)

@@ -259,7 +259,10 @@ def _mine(optimizer: Optimizer) -> dict[Hold, list[Held]]:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    found = _STEPPING[optimizer] = _mine(optimizer)
+    found = _mine(optimizer)
+    if not found:
+        return None  # nothing is asked of optimizers that hold nothing, not even that they can be a key
+    _STEPPING[optimizer] = found
     with torch.no_grad():
         for hold, mine in found.items():
             hold.before_step(optimizer, mine)
@@ -267,6 +270,8 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _STEPPING:
+        return
     with torch.no_grad():
         for mine in _STEPPING.pop(optimizer, {}).values():
             for item in mine:
