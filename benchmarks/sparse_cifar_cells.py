@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "once": {"weight": [60, 80], "rows(4)": [50, 70]},
     "target": {"weight": 90, "rows(4)": 80},
     "train": {
-        "images": 40_000, "batch": 100, "epochs": 10, "optimizer": "adam", "lr": 1.5e-3, "warmup": 0.1,
+        "images": 40_000, "batch": 100, "epochs": 10, "optimizer": "adam", "lr": 5e-3, "warmup": 0.2,
         "distil": {"temperature": 4.0, "alpha": 0.9, "feature_weight": 1.0},
     },
     "pack": {"bits": 5, "images": 256},
@@ -208,18 +208,15 @@ class Bench:
         return model.eval()
 
     def train(self, start: nn.Module, folder: Path, seed: int) -> nn.Module:
-        """Training towards the original, what is zero held; batch norms keep their statistics. Goes on after a kill."""
+        """Training towards the original, what is zero held. Goes on after a kill."""
         wanted = dict(self.settings["train"])
         images, distil = wanted.pop("images"), sec.Distill(features=_whole(STAGES), **wanted.pop("distil"))
         config = sec.FineTune(
             distil=distil, sparsity=sec.Sparsity(hold_zeros=True, only=CONVOLUTIONS), checkpoint_steps=EVERY, seed=seed,
             progress=False, **{name: item for name, item in wanted.items() if name != "batch"},
         )  # fmt: skip
-        start.train()
-        for module in start.modules():
-            module.train(not isinstance(module, nn.BatchNorm2d))
         data = Images(self.pool.images[:images], self.pool.labels[:images], wanted["batch"])
-        found = sec.finetune(start, data, config, teacher=self.model, folder=folder)
+        found = sec.finetune(start.train(), data, config, teacher=self.model, folder=folder)
         start.eval()
         return found.model.eval()
 

@@ -25,8 +25,9 @@ def pool(count: int = 40) -> Images:
 
 
 def small() -> nn.Module:
+    """A tiny network whose statistics are those of its images."""
     torch.manual_seed(0)
-    return cifar.ResNet(8).eval()
+    return sec.recalibrate(cifar.ResNet(8), pool().calibration(40, 0)).eval()
 
 
 def test_images_are_moved_and_mirrored_on_black() -> None:
@@ -64,7 +65,7 @@ def bench(work: Path, until: float = math.inf) -> Bench:
     made = Bench.__new__(Bench)
     made.work, made.until, made.pool = work, until, pool()
     made.settings = {
-        "train": {"images": 24, "batch": 4, "epochs": 2, "optimizer": "adam", "lr": 1e-3, "distil": {"alpha": 1.0}},
+        "train": {"images": 40, "batch": 8, "epochs": 6, "optimizer": "adam", "lr": 3e-3, "distil": {"alpha": 1.0}},
         "effect": {"images": 8, "pattern": "rows(4)", "percent": 75},
         "curve": {"images": 8, "rounds": 2, "samples_per_image": 8, "ridge": 1e-3, "percents": [50, 90]},
     }
@@ -73,7 +74,7 @@ def bench(work: Path, until: float = math.inf) -> Bench:
 
 
 @pytest.mark.medium
-def test_training_holds_zeros_and_statistics_and_comes_nearer(tmp_path: Path) -> None:
+def test_training_holds_zeros_and_comes_nearer(tmp_path: Path) -> None:
     start = sec.sparsify_once(small(), pool().calibration(8, 0), 0.95, only=["*conv*"], samples_per_image=8)
     before, mine = copy.deepcopy(start.model.state_dict()), bench(tmp_path)
     found = mine.train(start.model, tmp_path / "run", 1)
@@ -82,9 +83,9 @@ def test_training_holds_zeros_and_statistics_and_comes_nearer(tmp_path: Path) ->
         assert not bool(weight[~mask].any())
         assert not torch.equal(weight, before[name])
     for name, tensor in start.model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-        assert "running" not in name or torch.equal(found.state_dict()[name], tensor), name
-    images = mine.pool.calibration(24, 0)[0]
+        assert torch.equal(tensor, before[name]), f"the start was changed in {name}"
+        assert "running" not in name or not torch.equal(found.state_dict()[name], tensor), name
+    images = mine.pool.calibration(40, 0)[0]
     with torch.no_grad():
         far, near = ((model(images) - mine.model(images)).square().mean() for model in (start.model, found))
     assert float(near) < float(far)

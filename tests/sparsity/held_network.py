@@ -71,7 +71,9 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def check_zeros(model: nn.Module, masks: dict[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Value, gradient and memory at masked places: every bit is zero."""
+    """Value, gradient and memory, as it is saved, at masked places: every bit is zero."""
+    if optimizer is not None:
+        optimizer.state_dict()
     for name, parameter in model.named_parameters():
         if name in masks:
             gone = ~masks[name]

@@ -22,6 +22,9 @@ TINY = 2.0**-100
 FEW = 4096
 """Entries whose roots are not worth a detour."""
 
+LIFT_EVERY = 64
+"""Steps from lift to lift. Second moments decay: of 0.9 a step, 2^-100 is 2^-110 by then."""
+
 
 class Held:
     """One parameter and what is masked of it. With `dense`, also the weight that it would be without the mask.
@@ -40,7 +43,7 @@ class Held:
         self._clean: dict[str, weakref.ref[Tensor]] = {}
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._tiny: Tensor | None = None
-        self._lifted: list[Tensor] = []
+        self._lift_in = 0
         self._version = -1
 
     @property
@@ -140,11 +143,13 @@ class Held:
     def clear_memory(self, state: Mapping[str, Any]) -> None:
         """Masked entries of what the optimizer remembers are zero: once for each tensor, for they stay so."""
         for key, item in state.items():
+            known = self._clean.get(key)
+            if known is not None and known() is item:
+                continue
             if isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point():
-                known = self._clean.get(key)
-                if known is None or known() is not item:
-                    self.clear(item)
-                    self._clean[key] = weakref.ref(item)
+                self.clear(item)
+                self._clean[key] = weakref.ref(item)
+                self._lift_in = 0
 
     def lift(self, state: Mapping[str, Any]) -> None:
         """Second moments are tiny instead of zero where masked, until `lower`.
@@ -152,24 +157,29 @@ class Held:
         On CPUs PyTorch takes six times as long for the root of a zero as for that of other numbers. A step is the same:
         what is divided by the root is zero there.
         """
+        due, self._lift_in = self._lift_in == 0, (self._lift_in or LIFT_EVERY) - 1
+        if not due:
+            return
+        for item in self._rooted(state):
+            if self._tiny is None or self._tiny.stride() != item.stride():
+                kept, tiny = _ones_where(self._keep != 0, item), _bits(torch.tensor(TINY, dtype=item.dtype))
+                self._tiny = torch.bitwise_and(kept.bitwise_not_(), tiny)
+            self.clear(item)
+            _bits(item).bitwise_or_(self._tiny)
+
+    def lower(self, state: Mapping[str, Any]) -> None:
+        """What was lifted is zero again."""
+        self._lift_in = 0
+        for item in self._rooted(state):
+            self.clear(item)
+
+    def _rooted(self, state: Mapping[str, Any]) -> list[Tensor]:
+        """What a root is taken of, if that is worth a detour."""
         there = self.parameter
         if there.numel() < FEW or there.device.type != "cpu" or there.dtype not in (torch.float32, torch.float64):
-            return
-        for key in ROOTED:
-            item = state.get(key)
-            if isinstance(item, Tensor) and item.dtype == there.dtype and item.shape == there.shape:
-                if self._tiny is None or self._tiny.stride() != item.stride():
-                    kept, tiny = _ones_where(self._keep != 0, item), _bits(torch.tensor(TINY, dtype=item.dtype))
-                    self._tiny = torch.bitwise_and(kept.bitwise_not_(), tiny)
-                bits = _bits(item)
-                bits.bitwise_or_(self._tiny)
-                self._lifted.append(bits)
-
-    def lower(self) -> None:
-        """What was lifted is zero again."""
-        for bits in self._lifted:
-            bits.bitwise_and_(self._keep)
-        self._lifted.clear()
+            return []
+        found = [state.get(key) for key in ROOTED]
+        return [item for item in found if isinstance(item, Tensor) and _alike(item, there)]
 
     def _absorb(self, written: bool | None = None) -> None:
         """What others wrote to kept entries is part of the dense weight."""
@@ -193,6 +203,10 @@ class Held:
             self._keep, self._dtype, self._tiny = _ones_where(self._keep != 0, there), there.dtype, None
             if self._dense is not None:
                 self._dense = torch.empty_like(there.detach()).copy_(self._dense)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.dtype == other.dtype and one.shape == other.shape
 
 
 def _bits(tensor: Tensor) -> Tensor:

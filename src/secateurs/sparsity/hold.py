@@ -93,11 +93,15 @@ class Hold:
         check_masks(masks, {name: tuple(item.parameter.shape) for name, item in self._named()})
         with torch.no_grad():
             for name, mask in masks.items():
-                self._held[name].put(mask)
+                item = self._held[name]
+                memories = [optimizer.state.get(item.parameter, {}) for optimizer in self._optimizers]
+                for memory in memories:
+                    item.lower(memory)  # what comes in again remembers nothing
+                item.put(mask)
                 if self.mode == "hard":
-                    self._held[name].clear_gradient()
-                    for optimizer in self._optimizers:
-                        self._held[name].clear_memory(optimizer.state.get(self._held[name].parameter, {}))
+                    item.clear_gradient()
+                    for memory in memories:
+                        item.clear_memory(memory)
 
     def restore(self, dense: Mapping[str, Tensor]) -> None:
         """Take these as the dense weights, as after loading a checkpoint."""
@@ -123,6 +127,8 @@ class Hold:
         Raises `InputError`, after that, for a parameter in whose place there is another one.
         """
         self.zero()
+        for optimizer in self._optimizers:
+            self._lower(optimizer)
         for handle in [item for some in self._handles.values() for item in some]:
             handle.remove()
         self._handles.clear()
@@ -195,8 +201,12 @@ class Hold:
 
     def before_step(self, optimizer: Optimizer, mine: list[Held]) -> None:
         """Memory is zero where the mask is; or the optimizer finds the dense weights."""
-        self._optimizers.add(optimizer)
         rooted = type(optimizer) in KEEPS_ZEROS and not any(group.get("fused") for group in optimizer.param_groups)
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            if rooted:
+                hook = _Weakly(weakref.ref(self), "_lower")
+                self._handles[f"optimizer {id(optimizer)}"] = [optimizer.register_state_dict_pre_hook(hook)]
         for item in mine:
             item.show()
             if self.mode == "hard":
@@ -205,6 +215,13 @@ class Hold:
                 item.clear_memory(memory)
                 if rooted:
                     item.lift(memory)
+
+    def _lower(self, optimizer: Optimizer) -> None:
+        """Second moments are exactly zero where masked: for whoever saves them, and for whoever has them after this."""
+        with torch.no_grad():
+            for _, item in self._named():
+                if self.mode == "hard":
+                    item.lower(optimizer.state.get(item.parameter, {}))
 
     def _on_load(self, module: nn.Module, keys: Any) -> None:
         """A module that owns parameters was loaded: in place, or with others put into their place (`assign=True`)."""
@@ -275,7 +292,6 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     with torch.no_grad():
         for mine in _STEPPING.pop(optimizer, {}).values():
             for item in mine:
-                item.lower()
                 item.hide(intact=type(optimizer) in KEEPS_ZEROS)
 
 
