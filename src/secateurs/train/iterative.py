@@ -82,6 +82,7 @@ def iterative_prune(
     rounds: int = 5,
     retrain: FineTune | None = None,
     final: FineTune | None = None,
+    teacher: nn.Module | None = None,
     train_only: Sequence[Sequence[str]] = (),
     dropout: bool | Mapping[str, str] = True,
     pattern: str | Pattern = "weight",
@@ -103,7 +104,8 @@ def iterative_prune(
 
     Weights that stay go on from their values, trained as `retrain` says (`FineTune()` if it is None; `epochs=0` for no
     retraining), after the last round as `final` says, if it is given. L2 is `FineTune(weight_decay=...)`, L1 is
-    `FineTune(penalty=Penalty(kind="l1", ...))`. A tenth of the original learning rate is a good start.
+    `FineTune(penalty=Penalty(kind="l1", ...))`. A tenth of the original learning rate is a good start. Where they
+    distil, `teacher` teaches every round: by default `model`; pass the original if `model` has been cut before.
 
     `train_only` splits each retraining into phases: `[["conv*"], ["fc*"]]` trains the convolutions while all else is
     frozen, then the reverse. Globs on parameter or module names.
@@ -127,7 +129,7 @@ def iterative_prune(
         only=only,
     )  # fmt: skip
     owners = weights_of_dropouts(model, _first_inputs(model, data), dropout)
-    stages = Stages(model, data, evaluate, folder)
+    stages = Stages(model, data, evaluate, folder, teacher)
     stages.identify(
         JOURNAL, sparsity=given.identity(), targets=[repr(target) for target in targets], rounds=rounds,
         retrain=between.identity(), final=last.identity(), train_only=[list(part) for part in train_only],
