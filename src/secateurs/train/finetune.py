@@ -178,7 +178,10 @@ def _sparsifier(config: FineTune, student: nn.Module, batches: Batches, masks: M
     """What holds the zeros of the student, if there are any to hold."""
     seed = derive(config.seed, "sparsity")
     if config.sparsity is not None:
-        return config.sparsity.attach(student, per_epoch=batches.length, epochs=config.epochs, within=masks, seed=seed)
+        return config.sparsity.attach(
+            student, per_epoch=batches.length, epochs=config.epochs, within=masks, data=batches.whole, loss=config.loss,
+            seed=seed,
+        )  # fmt: skip
     return None if masks is None else sparsify(student, masks, seed=seed)
 
 
