@@ -96,7 +96,7 @@ def test_importances_look_at_the_training_data_with_its_loss(importance: str, op
     assert zeros(result.model) == {"0.weight": 12, "2.weight": 9}
 
 
-def test_a_training_goes_on_from_data_that_an_update_has_looked_at(tmp_path: Path) -> None:
+def test_a_training_goes_on_from_data_that_an_update_has_looked_at() -> None:
     """Looking takes nothing from the training: the order of the data, chance and checkpoints are as without it."""
     sparsity = sec.Sparsity(0.0, importance="obd", schedule=sec.Constant(2, 18, every=8))
     looked = sec.finetune(convolutional(), loader(images(40)), training(sparsity))
