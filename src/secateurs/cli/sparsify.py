@@ -24,10 +24,11 @@ from secateurs.cli.arguments import (
     Weights,
     build_model,
     given,
+    parse_options,
 )
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
-from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
+from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, looks, made, packed, plain, save, wanted
 from secateurs.report.sensitivity import ROUNDING
 from secateurs.report.sparsity import sparsity_report, sparsity_tables
 from secateurs.sparsity.schedules import Schedule
@@ -84,7 +85,19 @@ def sparsify(
     ] = None,
     importance: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What counts as small: l1, l2, rms, mean.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME",
+            help="What counts as small: l1, l2, rms, mean, random; by --data: obd, taylor, taylor_weights.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Option of the importance, such as diagonal=hutchinson. Repeatable.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     scope: Annotated[
         str,
@@ -138,11 +151,12 @@ def sparsify(
     json: AsJson = False,
 ) -> None:
     """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
-    _check(context, epochs, data, evaluate, max_drop)
+    _check(context, epochs, data, evaluate, max_drop, importance)
     share, form = wanted(sparsity, targets, tolerance, pattern)
     asked = Sparsity(
-        share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
-    )
+        share, pattern=form, importance=importance, scope=scope, distribution=distribution,
+        exclude=tuple(exclude or ()), options=parse_options(option) if option else None,
+    )  # fmt: skip
     config = None
     if epochs:
         config = sec.FineTune(
@@ -156,7 +170,7 @@ def sparsify(
         original = copied(network, {})
         judge = Judge(function(evaluate), stage)
         judge("original", network)
-        network, names = made(network, asked, config, loader(data), judge, checkpoints)
+        network, names = made(network, asked, config, loader(data), judge, checkpoints, seed)
         stage("pack")
         ledger = packed(network, original)
         report = {
@@ -194,13 +208,20 @@ def _known(option: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def _check(context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None) -> None:
+def _check(
+    context: typer.Context,
+    epochs: int,
+    data: str | None,
+    evaluate: str | None,
+    max_drop: float | None,
+    importance: str | None,
+) -> None:
     """An option that nothing would use is refused, not ignored."""
     names = given(context)
     if epochs and data is None:
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
     for name in ("data", "lr", "schedule", "regrow", "checkpoints"):
-        if name in names and not epochs:
+        if name in names and not epochs and not (name == "data" and importance is not None and looks(importance)):
             raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
         raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
