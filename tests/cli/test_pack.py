@@ -15,6 +15,7 @@ import secateurs as sec
 from secateurs.cli.app import main
 from secateurs.pack.coded import Scaled, Shared
 from secateurs.pack.container import read
+from secateurs.testing.hostile import mutant
 
 HERE = Path(__file__).parent
 
@@ -92,3 +93,22 @@ def test_unpacked_tensors_are_those_of_the_file(tmp_path: Path) -> None:
     state = sec.unpack(tmp_path / "file")
     assert isinstance(state, dict)
     assert all(torch.equal(tensor, state[name]) for name, tensor in load_file(out).items())
+
+
+@pytest.mark.medium
+def test_tampered_files_are_refused_in_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without a program: exit code 0 or 2, as Python takes or refuses it, and never a traceback."""
+    codes = set()
+    for number in range(40):
+        found = mutant(number, "program" if number % 2 else "tensors")
+        (tmp_path / "file").write_bytes(found.data)
+        try:
+            sec.unpack(tmp_path / "file")
+            taken = 0
+        except sec.ArtifactError:
+            taken = 2
+        code = main(["unpack", str(tmp_path / "file"), "--out", str(tmp_path / "out")])
+        shown = capsys.readouterr()
+        assert code == taken and "Traceback" not in shown.err, f"mutant {number} ({found.label}): {shown.err}"
+        codes.add((number % 2, code))
+    assert len(codes) == 4
