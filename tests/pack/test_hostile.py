@@ -249,7 +249,14 @@ def test_foreign_and_newer_files_say_so(tmp_path: Path) -> None:
 
 
 def test_a_forged_program_is_refused(tmp_path: Path) -> None:
-    for text in ("[", "{}", "[" * 5000, '{"format": 1}'):
+    leaves = (
+        '{"leaves": 5}',
+        '{"leaves": [5]}',
+        '{"leaves": [{}]}',
+        '{"leaves": [[[]]]}',
+        '{"leaves": [[{}, 1, 2, 3]]}',
+    )
+    for text in ("[", "{}", "[" * 5000, '{"format": 1}', '{"format": 1e999}', *leaves):
         (tmp_path / "m.sec").write_bytes(to_bytes({}, texts={"graph": text}))
         with pytest.raises(sec.ArtifactError):
             sec.unpack(tmp_path / "m.sec")

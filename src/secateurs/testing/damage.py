@@ -83,6 +83,25 @@ def _other_record(rng: random.Random, data: bytes) -> bytes:
     return _resigned(packed.header, data, records, data)
 
 
+def _other_names(rng: random.Random, data: bytes) -> bytes:
+    """Two tensors change their names, one takes a further name of another, or has one of its own."""
+    packed = read(data)
+    records = list(packed.records)
+    if not records:
+        return sealed(b"\0\0\0", b"")
+    one, other = rng.randrange(len(records)), rng.randrange(len(records))
+    mine, theirs = records[one].names, records[other].names
+    kind = rng.randrange(3)
+    if kind == 0:
+        records[one], records[other] = replace(records[one], names=theirs), replace(records[other], names=mine)
+    elif kind == 1:
+        records[one] = replace(records[one], names=(*mine, theirs[-1]))
+    else:
+        name = rng.choice(("x", mine[0] + ".x", "__class__", mine[0].upper()))
+        records[one] = replace(records[one], names=rng.choice(((name,), (*mine, name), (name, *mine))))
+    return _resigned(packed.header, data, records, data)
+
+
 def _changed(rng: random.Random, record: Record) -> Record:
     name = rng.choice(_FACTS)
     near = rng.choice((-2, -1, 1, 2))
@@ -172,7 +191,9 @@ _FACTS = (
     "streams",
 )
 DAMAGE: dict[str, Change] = {"flip": _flip, "cut": _cut, "extend": _extend, "splice": _splice}
-FORGED: dict[str, Change] = {"header": _other_header, "body": _other_body, "record": _other_record}
+FORGED: dict[str, Change] = {
+    "header": _other_header, "body": _other_body, "record": _other_record, "names": _other_names,
+}  # fmt: skip
 
 
 __all__ = ["DAMAGE", "FORGED", "NUMBERS", "Change", "absurd_number", "sealed", "with_program"]
