@@ -91,6 +91,9 @@ def unpack(
     `build`: a class or function without arguments that makes a model with tensors of these names, shapes and types.
     `limit`: bytes to which the file may decode.
 
+    Whatever the file says, nothing of it is run here. A program, when it is run, calls operators of PyTorch on its own
+    tensors and the inputs, and nothing else; it takes the time and memory that it asks for.
+
     Raises `ArtifactError` when the file is cut short, altered or not one of ours, or, naming the first difference, when
     its tensors do not fit.
     """
