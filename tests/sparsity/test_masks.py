@@ -108,7 +108,7 @@ def test_taylor_is_the_change_of_a_linear_loss() -> None:
         after = (x @ changed.T * torch.arange(12.0).reshape(3, 4)).sum()
         before = (x @ layer.weight.detach().T * torch.arange(12.0).reshape(3, 4)).sum()
         change.append(abs(float(before - after)))
-    found = masks(layer, 0.5, pattern="filter", importance="taylor")["weight"].all(dim=1)
+    found = masks(layer, 0.5, pattern="block(1,6)", importance="taylor")["weight"].all(dim=1)
     assert sorted(range(4), key=change.__getitem__)[2:] == sorted(
         found.nonzero().flatten().tolist(), key=change.__getitem__
     )
