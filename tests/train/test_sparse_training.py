@@ -265,6 +265,8 @@ def test_bad_input(make: Any, match: str) -> None:
         sec.Sparsity({"0": 0.5, "2": sec.Threshold("std", 1.0)}, exclude=["head.*"]),
         sec.Sparsity(sec.Threshold("mean_std", 0.5), mode="dense-update", schedule=sec.Constant()),
         sec.Sparsity(mode="dense-update", update=sec.Surgery(c={"0.weight": 2.0}), schedule=sec.Constant(end="80%")),
+        sec.Sparsity({nn.Linear: 0.5, "2": sec.Threshold("std", 1.0)}, only=[nn.Linear, "3"]),
+        sec.Sparsity(mode="dense-update", update=sec.Surgery(c={nn.Linear: 2.0}), schedule=sec.Constant()),
         sec.Sparsity(pattern="2:4"),
         sec.Sparsity(0.6, update=sec.GradientRegrowth(end="75%"), distribution="erk"),
         sec.Sparsity(hold_zeros=True),

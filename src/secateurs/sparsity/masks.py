@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.pattern import Pattern
-from secateurs.sparsity.spec import Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, gradients_of, masks_of
 from secateurs.sparsity.weights import layer_weights
 
 
 def masks(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | None = None,
+    sparsity: Target | ByLayer[Target] | None = None,
     *,
     pattern: str | Pattern = "weight",
     importance: str | Importance | None = None,
@@ -31,8 +31,8 @@ def masks(
 
     `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
     lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
-    module name or by glob (`{"conv*": 0.5, "fc*": 0.9}`; names overrule globs), where layers without a target get no
-    mask. Patterns that fix how much stays (`"2:4"`) take none.
+    module name, by glob or by class of modules (`{"conv*": 0.5, nn.Linear: 0.9}`; names overrule globs, and these
+    classes), where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
 
     `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
     patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`),

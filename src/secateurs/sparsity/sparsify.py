@@ -17,7 +17,7 @@ from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import check_masks, density
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
-from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import ByImportance, Moment, Update
 from secateurs.sparsity.weights import LayerWeight, bias_names, layer_weights
@@ -200,7 +200,7 @@ class Sparsifier:
 
 def sparsify(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | Masks | None = None,
+    sparsity: Target | ByLayer[Target] | Masks | None = None,
     *,
     mode: str = "hard",
     schedule: Schedule | None = None,

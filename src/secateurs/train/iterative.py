@@ -23,7 +23,7 @@ from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import Iterative
 from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import sparsify
-from secateurs.sparsity.spec import Masks, Target
+from secateurs.sparsity.spec import ByLayer, Masks, Target
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import layer_weights
 from secateurs.train.config import FineTune
@@ -77,7 +77,7 @@ def iterative_prune(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    sparsity: Target | Mapping[str, Target] | Sequence[Target | Mapping[str, Target]],
+    sparsity: Target | ByLayer[Target] | Sequence[Target | ByLayer[Target]],
     evaluate: Evaluate,
     rounds: int = 5,
     retrain: FineTune | None = None,
