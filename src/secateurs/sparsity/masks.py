@@ -11,6 +11,7 @@ from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.pattern import Pattern
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.threshold import check_still
 from secateurs.sparsity.weights import layer_weights
 
 
@@ -46,6 +47,7 @@ def masks(
     Raises `InputError` for arguments that contradict each other, `UnknownNameError` for unknown names.
     """
     spec = Spec(sparsity, pattern, importance, scope, distribution)
+    check_still(sparsity.values() if isinstance(sparsity, Mapping) else [sparsity])
     weights = layer_weights(model, exclude=exclude, only=only)
     check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
     slopes = gradients_of(model) if gradients is None else gradients

@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
         name = names.get(type(value)) or f"{type(value).__module__}:{type(value).__qualname__}"
         return {name: {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}}
     if isinstance(value, Threshold):
-        return asdict(value)
+        return {name: item for name, item in asdict(value).items() if item is not None}
     if isinstance(value, Pattern):
         return str(value)
     if isinstance(value, type):
@@ -141,7 +141,7 @@ def _qualified(value: Any) -> str:
 
 def _target(data: Any) -> Any:
     if isinstance(data, Mapping):
-        threshold = set(data) == {"kind", "factor"}
+        threshold = {"kind", "factor"} <= set(data) <= {"kind", "factor", "start"}
         return Threshold(**data) if threshold else {_layers(key): _target(item) for key, item in data.items()}
     return data
 

@@ -18,7 +18,7 @@ from secateurs.sparsity.masks import check_masks, density
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
-from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.threshold import Threshold, check_still
 from secateurs.sparsity.updates import ByImportance, Moment, Update
 from secateurs.sparsity.weights import LayerWeight, bias_names, layer_weights
 
@@ -101,10 +101,7 @@ class Sparsifier:
             raise InputError(explain("These masks were given, so they cannot be computed anew"))
         hold.check_places()
         weights = layer_weights(self.model, only=list(self._targets) or None)
-        now = {
-            name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
-            for name, target in self._targets.items()
-        }
+        now = {name: self._now(target) for name, target in self._targets.items()}
         beside, dense = bias_names(self.model, now), hold.dense
         biases = {name: dense.get(bias, self.model.get_parameter(bias).detach()) for name, bias in beside.items()}
         beside = beside if self.rule.masks_biases else {}
@@ -114,6 +111,12 @@ class Sparsifier:
             self._generator, biases, beside,
         )  # fmt: skip
         hold.put(self.rule(moment))
+
+    def _now(self, target: Target) -> Target:
+        """What the schedule makes of a target at this step."""
+        if isinstance(target, Threshold):
+            return target.at(self.schedule.progress(self.steps))
+        return self.schedule.at(self.steps, target)
 
     def apply(self) -> None:
         """Put the zeros in place now, after writing to the parameters by other means than an optimizer."""
@@ -231,8 +234,8 @@ def sparsify(
     weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
 
     `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
-    `Gradual`, `Constant`; call `step()` of the result after every optimizer step. `update` is how: by importance, or
-    another `Update`.
+    `Gradual`, `Constant`; a `Threshold` with a `start` moves along with `Gradual`. Call `step()` of the result after
+    every optimizer step. `update` is how: by importance, or another `Update`.
 
     Raises `InputError` for arguments that contradict each other or a model that is held already, `UnknownNameError`.
     """
@@ -267,6 +270,8 @@ def sparsify(
     if update is not None:
         update.check(spec, mode, schedule)
     targets = spec.targets(weights)
+    if schedule is None or not schedule.moves:
+        check_still(targets.values())
     beside = bias_names(model, targets) if update is not None and update.masks_biases else {}
     start = {
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
