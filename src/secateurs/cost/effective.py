@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateurs.base.batches import rows, share
+from secateurs.base.errors import SecateursError
 from secateurs.base.seeds import seeded
 from secateurs.capture.fold import writes
 from secateurs.capture.graph import Graph, Node
-from secateurs.capture.program import follows_inputs
+from secateurs.capture.program import check_call, follows_inputs
 from secateurs.capture.run import call
 from secateurs.capture.trace import capture
 from secateurs.cost.terms import Term, terms
@@ -95,6 +97,15 @@ def effective_of(graph: Graph, model: nn.Module) -> EffectiveMacs:
     return EffectiveMacs(sum(modules.values(), Macs()), modules, weights)
 
 
+def captured_row(model: nn.Module, inputs: Any) -> Graph | None:
+    """The graph of the first row of a batch's inputs; None where there is none, as the model cannot be captured."""
+    try:
+        args, kwargs = check_call(model, share(inputs, 0, rows(inputs)))
+        return capture(model, args, kwargs=kwargs)
+    except SecateursError:
+        return None
+
+
 def _walk(
     graph: Graph, model: nn.Module, wanted: set[int], moving: frozenset[int]
 ) -> Iterator[tuple[Node, Callable[[int], Tensor]]]:
@@ -139,4 +150,4 @@ def _makers(graph: Graph, storages: set[int], moving: frozenset[int]) -> tuple[s
     return running, written
 
 
-__all__ = ["EffectiveMacs", "Macs", "effective_macs", "effective_of"]
+__all__ = ["EffectiveMacs", "Macs", "captured_row", "effective_macs", "effective_of"]
