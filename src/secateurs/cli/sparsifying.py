@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 import secateurs as sec
+from secateurs.base.batches import device_of, first_inputs
 from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_folder
-from secateurs.cli.arguments import existing
+from secateurs.capture.graph import Graph
+from secateurs.capture.trace import capture
+from secateurs.cli.arguments import example_inputs, existing
+from secateurs.cost.effective import captured_row
 from secateurs.deliver.tensors import write_state
 from secateurs.pack.ledger import Ledger
 from secateurs.report.sensitivity import CHANNEL, Sensitivity
@@ -75,6 +79,21 @@ def packed(network: nn.Module, original: nn.Module) -> Ledger:
     """Every byte of the packed file, and what gzip makes of the weights; the file is gone."""
     with tempfile.TemporaryDirectory() as folder:
         return sec.pack(network, Path(folder) / "model.sec", gzip=True, original=original)
+
+
+def captured(network: nn.Module, inputs: Sequence[str] | None, data: Any, seed: int) -> Graph | None:
+    """The graph, to count MACs: on inputs of the shapes given, else on the first row of the data; None without both."""
+    if inputs:
+        args, kwargs = example_inputs(inputs, seed)
+        return capture(network, args, kwargs=kwargs)
+    if data is None:
+        return None
+    return captured_row(network, first_inputs(data, device_of(network), "to count MACs", seed=seed))
+
+
+def training(config: sec.FineTune | None, zeros: str, regrow: str | None) -> dict[str, Any] | None:
+    """How the zeros came and how it was trained, every number of it; None for no training."""
+    return None if config is None else {"zeros": zeros, "regrow": regrow, **config.identity()}
 
 
 def save(network: nn.Module, report: dict[str, Any], out: str) -> None:
