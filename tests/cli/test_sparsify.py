@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import secateurs as sec
 from secateurs.cli import main
@@ -109,6 +109,23 @@ def test_sparse_weights_have_the_original_s_keys_and_plus_zero(run: Run, tmp_pat
     assert report["kept"] == 900 and report["weights"] == 3600
     assert "75.0% of 3,600 weights in 2 layers are zero" in out
     assert f"{report['bytes']['packed']:,}" in out and f"{report['bytes']['gzip_packed']:,}" in out
+
+
+def test_values_too_small_to_count_are_zeros_in_what_is_written(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    state = toy.Net().state_dict()
+    state["second.weight"][0] = 1e-40
+    state["head.bias"][:] = torch.tensor([-0.0, -1e-39, 1e-37])
+    save_file(state, tmp_path / "net.safetensors")
+    words = [*SPARSE, "--weights", tmp_path / "net.safetensors"]
+    code, _, _ = run(*words, "--sparsity", "0", "--out", tmp_path / "s")
+    found = weights_of(tmp_path / "s")
+    assert code == 0 and not bool(found["second.weight"][0].any())
+    assert found["head.bias"].tolist() == [0, 0, pytest.approx(1e-37)]
+    assert not bool(torch.signbit(found["head.bias"]).any())
+    report = json.loads((tmp_path / "s" / "sparsity.json").read_text())
+    assert {layer["name"]: layer["kept"] for layer in report["layers"]}["second.weight"] == 23 * 144
 
 
 def test_sizes_are_those_of_gzip_and_of_pack(run: Run, tmp_path: Path) -> None:

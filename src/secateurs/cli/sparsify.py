@@ -39,6 +39,7 @@ from secateurs.cli.sparsifying import (
     packed,
     plain,
     save,
+    tidy,
     training,
     wanted,
 )
@@ -196,6 +197,7 @@ def sparsify(
         graph = captured(network, inputs, batches, seed)
         judge("original", network)
         network, names = made(network, asked, config, batches, judge, checkpoints)
+        tidy(network)
         stage("pack")
         ledger = packed(network, original)
         macs = None if graph is None else effective_of(graph, network)

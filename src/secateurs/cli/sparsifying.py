@@ -20,6 +20,7 @@ from secateurs.capture.trace import capture
 from secateurs.cli.arguments import example_inputs, existing
 from secateurs.cost.effective import captured_row
 from secateurs.deliver.tensors import write_state
+from secateurs.pack.baseline import TINY
 from secateurs.pack.ledger import Ledger
 from secateurs.report.sensitivity import CHANNEL, Sensitivity
 from secateurs.sparsity.settings import Sparsity
@@ -96,12 +97,20 @@ def training(config: sec.FineTune | None, zeros: str, regrow: str | None) -> dic
     return None if config is None else {"zeros": zeros, "regrow": regrow, **config.identity()}
 
 
-def save(network: nn.Module, report: dict[str, Any], out: str) -> None:
-    """The folder, whole or not at all. Zeros are +0.0."""
+def tidy(network: nn.Module) -> None:
+    """Parameters as they are exported: zeros are +0.0, and so is what is below the smallest normal float32.
+
+    Either would cost as much as any other number, in gzip and in the packed file.
+    """
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.is_floating_point():
-                parameter.add_(0.0)  # -0.0 + 0.0 is +0.0
+                parameter[parameter.abs() < TINY] = 0
+                parameter.add_(0.0)  # -0.0 + 0.0 is +0.0, in half precision too, which has nothing below
+
+
+def save(network: nn.Module, report: dict[str, Any], out: str) -> None:
+    """The folder, whole or not at all."""
     with write_folder(out) as place:
         write_state(network, place / WEIGHTS)
         (place / REPORT).write_text(dumps(report, indent=1) + "\n")
