@@ -227,8 +227,9 @@ def sparsify(
     place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are.
 
     `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
-    `torch.optim`. `mode="dense-update"`: the model computes with `W * mask` and the gradient changes all of W, so that
-    weights come back when the masks are computed anew. See `Hold` for both.
+    `torch.optim`; second moments of Adam are too in `optimizer.state_dict()` and after `detach()` (on a CPU those of
+    large weights are 2^-100 in between). `mode="dense-update"`: the model computes with `W * mask` and the gradient
+    changes all of W, so that weights come back when the masks are computed anew. See `Hold` for both.
 
     What is zero in `within`, masks of before, stays zero, and so does with `hold_zeros` every zero that the layers'
     weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
