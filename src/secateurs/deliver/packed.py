@@ -51,19 +51,19 @@ def pack(
     """Writes parameters and persistent buffers as the file `path`, whole or not at all; what every byte is for.
 
     `model` may be what `share_weights`, `quantise_weights` and `mixed_bits` give: then their codes are stored. Or one
-    of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`),
-    `bytes` the size that the file may have. `data`, batches `(inputs, target)`, of which the first `batches` are used
-    (0 for all), makes them err where it matters least. `biases`: bits of integers for the biases of layers. Without any
-    of these nothing is quantised: what `unpack` gives is what was packed, bit for bit (-0.0 becomes +0.0). Values below
-    the smallest normal float32 (1e-40) that are no zeros are kept, too; many of them bring a warning, since they cost
-    what others do.
+    of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`;
+    `share=True` is 8 for kernels, 5 for matrices), `bytes` the size that the file may have. `data`, batches
+    `(inputs, target)`, of which the first `batches` are used (0 for all), makes them err where it matters least.
+    `biases`: bits of integers for the biases of layers. Without any of these nothing is quantised: what `unpack` gives
+    is what was packed, bit for bit (-0.0 becomes +0.0). Values below the smallest normal float32 (1e-40) that are no
+    zeros are kept, too; many of them bring a warning, since they cost what others do.
 
     Zeros are left out where that is smaller. With `example_inputs` (what the model is called on: a tensor, a tuple, or
     a dict of keyword arguments) the file holds the program too, proven to give the same outputs, so that `unpack` runs
     it without the class; a model in graph form always brings its program along. `gzip` adds what gzip makes of the
-    float32 weights before (`original`, or the model itself) and after, and their size in sparse rows, with gaps and in
-    groups, unquantised and without an entropy coder. `coded` holds tensors that were quantised
-    elsewhere, by name. The model is not modified.
+    float32 values before (`original`, or the model itself) and after, of all and of the weights alone, and their size
+    in sparse rows, with gaps and in groups, unquantised and without an entropy coder. `coded` holds tensors that were
+    quantised elsewhere, by name. The model is not modified.
 
     Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
     `WriteError` when the disk does not take it; with `example_inputs`, what `capture` and `cut` raise.
@@ -140,7 +140,7 @@ def _quantised(
         )
     subject = model if isinstance(model, nn.Module) else holder(model)
     if share is not None:
-        return coded_shared(subject, share, data=data, batches=batches or None, seed=seed)
+        return coded_shared(subject, None if share is True else share, data=data, batches=batches or None, seed=seed)
     if integers is not None:
         return coded_integers(subject, integers, data=data, batches=batches or None, seed=seed)
     assert bytes is not None
