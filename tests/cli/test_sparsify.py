@@ -128,6 +128,47 @@ def test_values_too_small_to_count_are_zeros_in_what_is_written(run: Run, tmp_pa
     assert {layer["name"]: layer["kept"] for layer in report["layers"]}["second.weight"] == 23 * 144
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--importance", "obd", "--data", "toy:loader"], {"importance": "obd"}),
+        (["--importance", "taylor", "--data", "toy:loader"], {"importance": "taylor"}),
+        (
+            ["--importance", "obd", "--data", "toy:loader", "--option", "diagonal=gauss_newton"],
+            {"importance": "obd", "options": {"diagonal": "gauss_newton"}},
+        ),
+        (["--importance", "random", "--seed", "3"], {"importance": "random", "seed": 3}),
+    ],
+)
+def test_what_is_small_may_be_what_the_data_says(
+    run: Run, tmp_path: Path, words: list[str], given: dict[str, Any]
+) -> None:
+    import toy
+
+    code, _, err = run(*SPARSE, "--sparsity", "0.7", *words, "--out", tmp_path / "s", "--json")
+    assert (code, err) == (0, "")
+    if "--data" in words:
+        given = {**given, "data": toy.loader()}
+    state, masks = weights_of(tmp_path / "s"), sec.masks(toy.Net(), 0.7, **given)
+    assert all(torch.equal(state[name] != 0, mask) for name, mask in masks.items())
+    asked = json.loads((tmp_path / "s" / "sparsity.json").read_text())["asked"]
+    assert (asked["importance"], asked["options"]) == (given["importance"], given.get("options", {}))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--importance", "obd"], "'obd' needs data"),
+        (["--importance", "apoz", "--data", "toy:loader"], "scores whole units"),
+        (["--importance", "l1", "--data", "toy:loader"], "--data without --epochs"),
+        (["--option", "diagonal=fisher"], "has no option 'diagonal'"),
+    ],
+)
+def test_importances_that_cannot_be_used(run: Run, words: list[str], message: str) -> None:
+    code, _, err = run(*SPARSE, "--sparsity", "0.7", *words)
+    assert code == 2 and message in " ".join(err.split())
+
+
 def test_sizes_are_those_of_gzip_and_of_pack(run: Run, tmp_path: Path) -> None:
     import toy
 

@@ -270,6 +270,18 @@ def test_channels_by_a_criterion_that_looks_at_data() -> None:
     assert found.importance == "taylor"
 
 
+def test_weights_by_an_importance_that_looks_at_data() -> None:
+    model, data = network(), batches(1)
+    found = sec.sensitivity(model, data=data, importance="obd", fractions=(0.5,), only=["3"])
+    by_hand = network()
+    mask = sec.masks(by_hand, 0.5, importance="obd", data=data, only=["3"])["3.weight"]
+    by_hand.get_parameter("3.weight").data.mul_(mask)
+    assert found.metric == {"3.weight": (sec.accuracy(data)(by_hand),)}
+    assert found.importance == "obd"
+    with pytest.raises(sec.InputError, match="'obd' needs data"):
+        sec.sensitivity(model, sec.accuracy(data), importance="obd")
+
+
 def test_some_layers_only() -> None:
     model, data = network(), batches()
     assert list(sec.sensitivity(model, data=data, only=["3"], fractions=[0.5]).metric) == ["3.weight"]

@@ -313,6 +313,28 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
     assert (tmp_path / "broken.out").read_bytes() == (tmp_path / "whole.out").read_bytes()
 
 
+@pytest.mark.parametrize("importance", ["obd", "random", "taylor"])
+def test_rounds_by_what_the_data_says(trained: nn.Module, importance: str) -> None:
+    """The first round's masks are those of the model as it comes in; later ones nest, with the counts of all rounds."""
+    rounds: list[nn.Module] = []
+
+    def watch(model: nn.Module) -> float:
+        rounds.append(copy.deepcopy(model))
+        return 0.0
+
+    result = sec.iterative_prune(
+        trained, DATA, sparsity=0.75, rounds=2, evaluate=watch, retrain=RETRAIN, importance=importance, batches=None
+    )
+    assert [row.kept for row in result.rounds] == [105, 52]
+    _, first, _, second, _ = rounds
+    zeros = [{name: item == 0 for name, item in model.named_parameters() if item.dim() > 1} for model in rounds]
+    assert all(bool(zeros[3][name][mask].all()) for name, mask in zeros[1].items())
+    if importance != "random":
+        expected = sec.masks(trained, 0.5, importance=importance, data=DATA)
+        assert all(torch.equal(~mask, zeros[1][name]) for name, mask in expected.items())
+    assert not same(state(first), state(second))
+
+
 def test_bad_input(trained: nn.Module, tmp_path: Path) -> None:
     common: dict[str, Any] = {"evaluate": lambda _: 0.0, "retrain": sec.FineTune(epochs=0, progress=False)}
     for more, match in (

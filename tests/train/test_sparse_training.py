@@ -78,10 +78,30 @@ def test_it_is_what_a_loop_of_ones_own_gives(mode: str) -> None:
     assert same(state(result.model), state(held.detach()))
 
 
-def test_gradients_are_there_when_an_update_looks_at_them() -> None:
-    """Taylor's criterion reads `.grad`: at step 5, not before, as there is none at step 0."""
-    config = training(sec.Sparsity(0.5, importance="taylor", schedule=sec.OneShot(5)))
-    assert zeros(sec.finetune(plain(), DATA, config).model) == {"0.weight": 12, "2.weight": 9}
+@pytest.mark.parametrize(
+    ("importance", "options"), [("taylor", None), ("obd", {"diagonal": "gauss_newton"}), ("taylor_weights", None)]
+)
+def test_importances_look_at_the_training_data_with_its_loss(importance: str, options: Any) -> None:
+    """Before the first step, at the weights that come in; of DATA, the first two batches."""
+
+    def halved(outputs: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, nn.functional.one_hot(target, 3).float()) / 2
+
+    sparsity = sec.Sparsity(0.5, importance=importance, options=options, batches=2)
+    data, model = loader(points(40), shuffle=False), plain()
+    result = sec.finetune(model, data, training(sparsity, loss=halved))
+    expected = sec.masks(model, 0.5, importance=importance, options=options, data=list(data)[:2], loss=halved)
+    assert result.masks is not None
+    assert all(torch.equal(mask, expected[name]) for name, mask in result.masks.items())
+    assert zeros(result.model) == {"0.weight": 12, "2.weight": 9}
+
+
+def test_a_training_goes_on_from_data_that_an_update_has_looked_at() -> None:
+    """Looking takes nothing from the training: the order of the data, chance and checkpoints are as without it."""
+    sparsity = sec.Sparsity(0.0, importance="obd", schedule=sec.Constant(2, 18, every=8))
+    looked = sec.finetune(convolutional(), loader(images(40)), training(sparsity))
+    plainly = sec.finetune(convolutional(), loader(images(40)), training(sec.Sparsity(0.0)))
+    assert same(state(looked.model), state(plainly.model))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from secateurs.cli.arguments import (
     Weights,
     build_model,
     given,
+    parse_options,
 )
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
@@ -35,6 +36,7 @@ from secateurs.cli.sparsifying import (
     Judge,
     captured,
     idle,
+    looks,
     made,
     packed,
     plain,
@@ -101,7 +103,19 @@ def sparsify(
     ] = None,
     importance: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What counts as small: l1, l2, rms, mean.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME",
+            help="What counts as small: l1, l2, rms, mean, random; by --data: obd, taylor, taylor_weights.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Option of the importance, such as diagonal=hutchinson. Repeatable.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     scope: Annotated[
         str,
@@ -175,11 +189,12 @@ def sparsify(
     json: AsJson = False,
 ) -> None:
     """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
-    _check(context, epochs, data, evaluate, max_drop)
+    _check(context, epochs, data, evaluate, max_drop, importance)
     share, form = wanted(sparsity, targets, tolerance, pattern)
     asked = Sparsity(
-        share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
-    )
+        share, pattern=form, importance=importance, scope=scope, distribution=distribution,
+        exclude=tuple(exclude or ()), options=parse_options(option) if option else None,
+    )  # fmt: skip
     config = None
     if epochs:
         config = sec.FineTune(
@@ -196,7 +211,7 @@ def sparsify(
         batches = loader(data)
         graph = captured(network, inputs, batches, seed)
         judge("original", network)
-        network, names = made(network, asked, config, batches, judge, checkpoints)
+        network, names = made(network, asked, config, batches, judge, checkpoints, seed)
         tidy(network)
         stage("pack")
         ledger = packed(network, original)
@@ -238,13 +253,20 @@ def _known(option: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def _check(context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None) -> None:
+def _check(
+    context: typer.Context,
+    epochs: int,
+    data: str | None,
+    evaluate: str | None,
+    max_drop: float | None,
+    importance: str | None,
+) -> None:
     """An option that nothing would use is refused, not ignored."""
     names = given(context)
     if epochs and data is None:
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
     for name in ("data", "lr", "l1", "l2", "schedule", "regrow", "checkpoints"):
-        if name in names and not epochs:
+        if name in names and not epochs and not (name == "data" and importance is not None and looks(importance)):
             raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
         raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")

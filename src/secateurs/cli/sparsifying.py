@@ -23,6 +23,7 @@ from secateurs.deliver.tensors import write_state
 from secateurs.pack.baseline import TINY
 from secateurs.pack.ledger import Ledger
 from secateurs.report.sensitivity import CHANNEL, Sensitivity
+from secateurs.sparsity.measured import needs_data
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.evaluate import checked_metric
 
@@ -57,6 +58,7 @@ def made(
     data: Any,
     judge: Judge,
     checkpoints: str | None,
+    seed: int,
 ) -> tuple[nn.Module, list[str]]:
     """The sparse network, which may be the one given, and the names of the weights that were to lose something."""
     names: list[str] = []
@@ -64,7 +66,7 @@ def made(
         judge.stage("sparsify")
         with sec.sparsify(
             network, asked.sparsity, pattern=asked.pattern, importance=asked.importance, scope=asked.scope,
-            distribution=asked.distribution, exclude=asked.exclude,
+            distribution=asked.distribution, exclude=asked.exclude, options=asked.options, data=data, seed=seed,
         ) as held:  # fmt: skip
             names = list(held.masks)
         judge("sparse", network)
@@ -151,6 +153,11 @@ def wanted(
     return found, table.pattern
 
 
+def looks(importance: str) -> bool:
+    """Does this importance look at data?"""
+    return importance == "taylor" or needs_data(importance)
+
+
 def idle(option: str, without: str, next_step: str) -> InputError:
     return InputError(
         explain("An option has nothing to act on", evidence=f"{option} without {without}", next_step=next_step)
@@ -162,5 +169,5 @@ def plain(asked: Sparsity) -> dict[str, Any]:
     return {
         "sparsity": dict(share) if isinstance(share, Mapping) else share, "pattern": str(asked.pattern),
         "importance": asked.importance, "scope": asked.scope, "distribution": asked.distribution,
-        "exclude": list(asked.exclude),
+        "options": dict(asked.options or {}), "exclude": list(asked.exclude),
     }  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.loss import Loss
 from secateurs.base.reference import name_of, resolve
 from secateurs.sparsity.hold import MODES
 from secateurs.sparsity.importance import Importance
@@ -24,8 +25,9 @@ from secateurs.sparsity.time import in_steps
 from secateurs.sparsity.updates import Update
 
 SCHEDULES = {"constant": Constant, "gradual": Gradual, "iterative": Iterative, "one_shot": OneShot}
-_CLASS = re.compile(r"[\w.]+:[\w.]+")
 UPDATES = {"gradient_regrowth": GradientRegrowth, "random_regrowth": RandomRegrowth, "surgery": Surgery}
+
+_CLASS = re.compile(r"[\w.]+:[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Sparsity:
     `sparsity` is one number, a `Threshold`, or either by layer. The length of a training is known, so the moments of a
     `schedule` or an `update` may be text: `"2 epochs"`, `"75%"`. Without a schedule the zeros come before the first
     step. `Sparsity(hold_zeros=True)` trains a pruned model as it is: what is zero stays zero.
+
+    An importance that looks at data sees the first `batches` batches of the training data (None: all), with the
+    training's loss, whenever masks are computed.
 
     Raises `InputError` for fields that contradict each other and `UnknownNameError` for unknown names.
     """
@@ -53,6 +58,8 @@ class Sparsity:
     exclude: Sequence[str | type] = ()
     only: Sequence[str | type] | None = None
     hold_zeros: bool = False
+    options: Mapping[str, Any] | None = None
+    batches: int | None = 16
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -64,21 +71,32 @@ class Sparsity:
             object.__setattr__(self, name, None if given is None else tuple(given))
         decided = self.update is not None and self.update.decides
         if self.sparsity is not None or parse_pattern(self.pattern).decides or not (self.hold_zeros or decided):
-            Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution)
+            Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution, self.options or {})
 
     def attach(
-        self, model: nn.Module, *, per_epoch: int, epochs: int, within: Masks | None = None, seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        per_epoch: int,
+        epochs: int,
+        within: Masks | None = None,
+        data: Iterable[Any] | None = None,
+        loss: str | Loss = "cross_entropy",
+        seed: int = 0,
     ) -> Sparsifier:
-        """A sparsifier on `model`, for a training of so many steps per epoch and epochs.
+        """A sparsifier on `model`, for a training of so many steps per epoch and epochs, on `data` with `loss`.
 
         `within` are masks of before, held too. Raises `InputError` when the training ends before the schedule does.
         """
-        named = ("mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros")
+        named = (
+            "mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros", "options",
+            "batches",
+        )  # fmt: skip
         schedule = None if self.schedule is None else in_steps(self.schedule, per_epoch, epochs)
         update = None if self.update is None else in_steps(self.update, per_epoch, epochs)
         made = sparsify(
-            model, self.sparsity, schedule=schedule, update=update, within=within, seed=seed,
-            **{name: getattr(self, name) for name in named},
+            model, self.sparsity, schedule=schedule, update=update, within=within, data=data,
+            loss=loss, seed=seed, **{name: getattr(self, name) for name in named},
         )  # fmt: skip
         if not made.settled(per_epoch * epochs):
             made.detach()

@@ -6,15 +6,18 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, explain
+from secateurs.base.loss import Loss
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.hold import MODES, Hold
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import check_masks, density
+from secateurs.sparsity.measured import Evidence, missing_data, needs_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
@@ -41,9 +44,10 @@ class Sparsifier:
         targets: Mapping[str, Target] | None = None,
         schedule: Schedule | None = None,
         update: Update | None = None,
+        evidence: Evidence | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.mode, self.spec = model, mode, spec
+        self.model, self.mode, self.spec, self.evidence = model, mode, spec, evidence
         self.schedule, self.rule = schedule or OneShot(), copy.deepcopy(update) or ByImportance()
         self.steps = 0
         self._targets = dict(targets or {})
@@ -108,7 +112,7 @@ class Sparsifier:
         masks = {name: mask for name, mask in hold.masks.items() if name in now or name in beside.values()}
         moment = Moment(
             self.steps, with_tensors(weights, dense), masks, self.spec, now, hold.gradients, self.mode,
-            self._generator, biases, beside,
+            self._generator, biases, beside, self.evidence,
         )  # fmt: skip
         hold.put(self.rule(moment))
 
@@ -216,6 +220,10 @@ def sparsify(
     only: Iterable[str | type] | None = None,
     within: Mapping[str, Tensor] | None = None,
     hold_zeros: bool = False,
+    data: Iterable[Any] | None = None,
+    loss: str | Loss = "cross_entropy",
+    batches: int | None = None,
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Sparsifier:
     """Put zeros into `model` itself, and hold them while it is trained by whatever loop.
@@ -224,7 +232,8 @@ def sparsify(
             train(model)
 
     `sparsity` is what `masks` takes, with the other arguments of the same names; or masks themselves. The zeros are in
-    place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are.
+    place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are. An
+    importance that looks at `data` does so whenever masks are computed, in eval mode, at the weights of then.
 
     `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
     `torch.optim`; second moments of Adam are too in `optimizer.state_dict()` and after `detach()` (on a CPU those of
@@ -267,7 +276,10 @@ def sparsify(
         return Sparsifier(model, before, mode=mode, seed=seed)
     if update is not None and update.decides and sparsity is None:
         sparsity = 0.0
-    spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
+    spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})  # type: ignore[arg-type]
+    evidence = Evidence(model, data, loss, batches, check_seed(seed))
+    if data is None and needs_data(spec.measure):
+        raise missing_data(spec.measure)
     if update is not None:
         update.check(spec, mode, schedule)
     targets = spec.targets(weights)
@@ -278,7 +290,8 @@ def sparsify(
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
     } | before
     return Sparsifier(
-        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
+        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, evidence=evidence,
+        seed=seed,
     )  # fmt: skip
 
 

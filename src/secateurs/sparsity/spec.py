@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.sparsity.distribution import DISTRIBUTIONS
-from secateurs.sparsity.importance import GroupedWeight, Importance, find_importance, importance_of
+from secateurs.sparsity.importance import GroupedWeight, Importance
+from secateurs.sparsity.measured import Evidence, check_importance, scores_of
 from secateurs.sparsity.pattern import Grouping, Pattern, parse_pattern
 from secateurs.sparsity.select import best_of_blocks, largest
 from secateurs.sparsity.threshold import Threshold
@@ -38,10 +39,11 @@ class Spec:
     importance: str | Importance | None = None
     scope: str = "layer"
     distribution: str = "uniform"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", parse_pattern(self.pattern))
-        find_importance(self.measure)
+        check_importance(self.measure, self.options)
         DISTRIBUTIONS[self.distribution]
         if self.scope not in SCOPES:
             raise _contradiction(f"scope={self.scope!r}", f"give one of {', '.join(SCOPES)}")
@@ -92,10 +94,14 @@ def masks_of(
     targets: Mapping[str, Target] | None = None,
     gradients: Mapping[str, Tensor] | None = None,
     within: Mapping[str, Tensor] | None = None,
+    evidence: Evidence | None = None,
 ) -> Masks:
     """The masks of these weights. `targets` replaces those of the spec; with `scope="global"` all are the same."""
     targets = spec.targets(weights) if targets is None else targets
-    rated = {name: _rate(weights[name], spec, gradients or {}, (within or {}).get(name)) for name in targets}
+    alive = {name: mask.cpu() for name, mask in (within or {}).items()}
+    grouped = {name: _grouped(weights[name], spec, alive.get(name)) for name in targets}
+    scores = scores_of(grouped, spec.measure, options=spec.options, gradients=gradients, evidence=evidence)
+    rated = {name: _Rated.of(item, scores[name], alive.get(name)) for name, item in grouped.items()}
     if spec.scope == "global":
         together = largest(torch.cat([item.scores for item in rated.values()]), _share(targets))
         parts = torch.split(together, [item.scores.numel() for item in rated.values()])
@@ -113,6 +119,12 @@ class _Rated:
     scores: Tensor
     within: Tensor | None
 
+    @staticmethod
+    def of(weight: GroupedWeight, scores: Tensor, within: Tensor | None) -> _Rated:
+        if within is not None:
+            scores = torch.where(weight.grouping.kept(within), scores, -torch.inf)
+        return _Rated(weight, scores, within)
+
     def choose(self, target: Target) -> Tensor:
         grouping = self.weight.grouping
         if grouping.blocks is not None:
@@ -127,20 +139,14 @@ class _Rated:
         return found if self.within is None else found & self.within
 
 
-def _rate(weight: LayerWeight, spec: Spec, gradients: Mapping[str, Tensor], within: Tensor | None) -> _Rated:
+def _grouped(weight: LayerWeight, spec: Spec, within: Tensor | None) -> GroupedWeight:
+    """The weight, zero where it is not `within`, and its groups."""
     check_finite(weight)
     grouping: Grouping = spec.form.groups(tuple(weight.tensor.shape), weight.layout)
     flat = weight.tensor.detach().to("cpu", torch.float64).flatten()
-    slopes = gradients.get(weight.name)
-    slopes = None if slopes is None else slopes.detach().to("cpu", torch.float64).flatten()
-    within = None if within is None else within.cpu()
     if within is not None:
         flat = torch.where(within.flatten(), flat, 0.0)
-    grouped = GroupedWeight(weight.name, flat, grouping, slopes)
-    scores = importance_of(grouped, spec.measure)
-    if within is not None:
-        scores = torch.where(grouping.kept(within), scores, -torch.inf)
-    return _Rated(grouped, scores, within)
+    return GroupedWeight(weight.name, flat, grouping)
 
 
 def _share(targets: Mapping[str, Target]) -> float:

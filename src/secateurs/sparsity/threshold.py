@@ -51,6 +51,11 @@ class Threshold:
                     )
                 )
 
+    def __repr__(self) -> str:
+        """Without a `start` as ever: journals of runs hold this text."""
+        start = "" if self.start is None else f", start={self.start!r}"
+        return f"Threshold(kind={self.kind!r}, factor={self.factor!r}{start})"
+
     def at(self, progress: float) -> Threshold:
         """The threshold at this share of a schedule's way, 0 to 1."""
         if self.start is None:

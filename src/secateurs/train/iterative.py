@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.base.batches import device_of, first_inputs
+from secateurs.base.batches import derive, device_of, first_inputs
 from secateurs.base.errors import InputError, explain
 from secateurs.cost.effective import captured_row, effective_of
 from secateurs.sparsity.importance import Importance
@@ -117,6 +117,7 @@ def iterative_prune(
     rounds: int = 5,
     retrain: FineTune | None = None,
     final: FineTune | None = None,
+    teacher: nn.Module | None = None,
     train_only: Sequence[Sequence[str]] = (),
     dropout: bool | Mapping[str, str] = True,
     pattern: str | Pattern = "weight",
@@ -125,6 +126,8 @@ def iterative_prune(
     distribution: str = "uniform",
     exclude: Sequence[str | type] = (),
     only: Sequence[str | type] | None = None,
+    options: Mapping[str, Any] | None = None,
+    batches: int | None = 16,
     folder: str | os.PathLike[str] | None = None,
     on_round: Callable[[PruneRound], None] | None = None,
 ) -> IterativePruning:
@@ -134,12 +137,15 @@ def iterative_prune(
     left. `rounds=1` is one-shot pruning. A `Threshold` instead (`Threshold("std", q)`: q standard deviations) applies
     in every round to the weights that are left. A list says what every round is to reach (`rounds` is its length),
     such as thresholds that rise. `sparsity` may give either by layer; with `pattern`, `importance`,
-    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero.
+    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero. An
+    importance that looks at data, with `options`, sees the first `batches` batches of `data` (None: all) and the loss
+    of `retrain`.
 
     Weights that stay go on from their values, trained as `retrain` says (`RETRAIN` if it is None: `FineTune` with an L2
     of `weight_decay=5e-4`; `epochs=0` for no retraining), after the last round as `final` says, if it is given. L1 is
     `FineTune(penalty=Penalty(kind="l1", ...))`: better right after pruning, worse once retrained. A tenth of the
-    original learning rate is a good start.
+    original learning rate is a good start. Where they distil, `teacher` teaches every round: by default `model`; pass
+    the original if `model` has been cut before.
 
     `train_only` splits each retraining into phases: `[["conv*"], ["fc*"]]` trains the convolutions while all else is
     frozen, then the reverse. Globs on parameter or module names.
@@ -160,11 +166,11 @@ def iterative_prune(
     rounds, last_target = len(targets), targets[-1] if isinstance(sparsity, Sequence) else sparsity
     given = Sparsity(
         last_target, pattern=pattern, importance=importance, scope=scope, distribution=distribution, exclude=exclude,
-        only=only,
+        only=only, options=options, batches=batches,
     )  # fmt: skip
     inputs = first_inputs(data, device_of(model), "to see the layers")
     owners = weights_of_dropouts(model, inputs, dropout)
-    stages = Stages(model, data, evaluate, folder)
+    stages = Stages(model, data, evaluate, folder, teacher)
     stages.identify(
         JOURNAL, sparsity=given.identity(), targets=[repr(target) for target in targets], rounds=rounds,
         retrain=between.identity(), final=last.identity(), train_only=[list(part) for part in train_only],
@@ -177,8 +183,11 @@ def iterative_prune(
     for number in range(1, rounds + 1):
         started, place = time.perf_counter(), f"round-{number:02}"
         target = targets[number - 1]
-        named = {name: getattr(given, name) for name in ("pattern", "importance", "scope", "distribution")}
-        masks = masks_for(current, target, exclude=exclude, only=only, within=masks or _zeros(current, given), **named)
+        masks = masks_for(
+            current, target, pattern=given.pattern, importance=importance, scope=scope, distribution=distribution,
+            exclude=exclude, only=only, within=masks or _zeros(current, given), data=data, loss=between.loss,
+            batches=batches, options=options, seed=derive(between.seed, "sparsity"),
+        )  # fmt: skip
         sparsify(current, masks).detach()
         metric_pruned = stages.metric(f"{place}/pruned", current)
         scale_dropout(current, model, owners, masks)
