@@ -35,6 +35,7 @@ def packed(path: Path, *options: str) -> bytes:
     [
         ((), {}),
         (("--share", "3"), {"share": 3}),
+        (("--share", "default"), {"share": {"first": 8, "second": 8, "head": 5}}),
         (("--share", "first=4, head=2", "--biases", "8"), {"share": {"first": 4, "head": 2}, "biases": 8}),
         (("--int", "5", "--data", "toy:loader"), {"integers": 5, "data": True}),
         (("--bytes", "2.5KB"), {"bytes": 2500}),

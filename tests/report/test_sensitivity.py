@@ -115,7 +115,7 @@ def test_a_fraction_that_removes_no_more_is_not_looked_at_again() -> None:
         calls.append(1)
         return float(len(calls))
 
-    model = nn.Sequential(nn.Linear(4, 3))  # three filters: 0, 0, 1, 1, 2 of them go
+    model = nn.Sequential(nn.Conv1d(4, 3, 1))  # three filters: 0, 0, 1, 1, 2 of them go
     found = sec.sensitivity(model, evaluate, pattern="filter", fractions=[0.0, 0.1, 0.2, 0.3, 0.6])
     assert found.metric == {"0.weight": (1.0, 1.0, 2.0, 2.0, 3.0)}
 

@@ -220,7 +220,7 @@ def test_filters_score_as_units_do(criterion: str, of_units: dict[str, Any], of_
     groups = sec.couple(sec.capture(model, data[0][0]))
     units = sec.score(groups, model, criterion, data=data, options=of_units, normalizer="none")
     assert set(units) == {"0", "4", "7"}
-    form = parse_pattern("filter")
+    form = parse_pattern("block(1,99)")  # filters, and rows of the linear layer
     weights = {
         f"{name}.weight": GroupedWeight(
             f"{name}.weight", model.get_parameter(f"{name}.weight").detach().flatten(),

@@ -14,13 +14,14 @@ from secateurs.base.seeds import check_seed
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.measured import Evidence
 from secateurs.sparsity.pattern import Pattern
-from secateurs.sparsity.spec import Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.threshold import check_still
 from secateurs.sparsity.weights import layer_weights
 
 
 def masks(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | None = None,
+    sparsity: Target | ByLayer[Target] | None = None,
     *,
     pattern: str | Pattern = "weight",
     importance: str | Importance | None = None,
@@ -40,8 +41,8 @@ def masks(
 
     `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
     lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
-    module name or by glob (`{"conv*": 0.5, "fc*": 0.9}`; names overrule globs), where layers without a target get no
-    mask. Patterns that fix how much stays (`"2:4"`) take none.
+    module name, by glob or by class of modules (`{"conv*": 0.5, nn.Linear: 0.9}`; names overrule globs, and these
+    classes), where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
 
     `pattern` says which weights form a group: `sec.list("patterns")`. `scope="layer"` meets the target in every layer,
     by `distribution` `"uniform"` or `"erk"`; `scope="global"` ranks the groups of all layers together, so that layers
@@ -60,6 +61,7 @@ def masks(
     Raises `InputError` for arguments that contradict each other, `UnknownNameError` for unknown names.
     """
     spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})
+    check_still(sparsity.values() if isinstance(sparsity, Mapping) else [sparsity])
     evidence = Evidence(model, data, loss, batches, check_seed(seed))
     weights = layer_weights(model, exclude=exclude, only=only)
     check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})

@@ -20,8 +20,8 @@ from secateurs.sparsity.masks import check_masks, density
 from secateurs.sparsity.measured import Evidence, missing_data, needs_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
-from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
-from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
+from secateurs.sparsity.threshold import Threshold, check_still
 from secateurs.sparsity.updates import ByImportance, Moment, Update
 from secateurs.sparsity.weights import LayerWeight, bias_names, layer_weights
 
@@ -105,10 +105,7 @@ class Sparsifier:
             raise InputError(explain("These masks were given, so they cannot be computed anew"))
         hold.check_places()
         weights = layer_weights(self.model, only=list(self._targets) or None)
-        now = {
-            name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
-            for name, target in self._targets.items()
-        }
+        now = {name: self._now(target) for name, target in self._targets.items()}
         beside, dense = bias_names(self.model, now), hold.dense
         biases = {name: dense.get(bias, self.model.get_parameter(bias).detach()) for name, bias in beside.items()}
         beside = beside if self.rule.masks_biases else {}
@@ -118,6 +115,12 @@ class Sparsifier:
             self._generator, biases, beside, self.evidence,
         )  # fmt: skip
         hold.put(self.rule(moment))
+
+    def _now(self, target: Target) -> Target:
+        """What the schedule makes of a target at this step."""
+        if isinstance(target, Threshold):
+            return target.at(self.schedule.progress(self.steps))
+        return self.schedule.at(self.steps, target)
 
     def apply(self) -> None:
         """Put the zeros in place now, after writing to the parameters by other means than an optimizer."""
@@ -204,7 +207,7 @@ class Sparsifier:
 
 def sparsify(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | Masks | None = None,
+    sparsity: Target | ByLayer[Target] | Masks | None = None,
     *,
     mode: str = "hard",
     schedule: Schedule | None = None,
@@ -233,15 +236,16 @@ def sparsify(
     importance that looks at `data` does so whenever masks are computed, in eval mode, at the weights of then.
 
     `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
-    `torch.optim`. `mode="dense-update"`: the model computes with `W * mask` and the gradient changes all of W, so that
-    weights come back when the masks are computed anew. See `Hold` for both.
+    `torch.optim`; second moments of Adam are too in `optimizer.state_dict()` and after `detach()` (on a CPU those of
+    large weights are 2^-100 in between). `mode="dense-update"`: the model computes with `W * mask` and the gradient
+    changes all of W, so that weights come back when the masks are computed anew. See `Hold` for both.
 
     What is zero in `within`, masks of before, stays zero, and so does with `hold_zeros` every zero that the layers'
     weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
 
     `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
-    `Gradual`, `Constant`; call `step()` of the result after every optimizer step. `update` is how: by importance, or
-    another `Update`.
+    `Gradual`, `Constant`; a `Threshold` with a `start` moves along with `Gradual`. Call `step()` of the result after
+    every optimizer step. `update` is how: by importance, or another `Update`.
 
     Raises `InputError` for arguments that contradict each other or a model that is held already, `UnknownNameError`.
     """
@@ -279,6 +283,8 @@ def sparsify(
     if update is not None:
         update.check(spec, mode, schedule)
     targets = spec.targets(weights)
+    if schedule is None or not schedule.moves:
+        check_still(targets.values())
     beside = bias_names(model, targets) if update is not None and update.masks_biases else {}
     start = {
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
