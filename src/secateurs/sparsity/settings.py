@@ -69,7 +69,8 @@ class Sparsity:
     ) -> Sparsifier:
         """A sparsifier on `model`, for a training of so many steps per epoch and epochs.
 
-        `within` are masks of before, held too. Raises `InputError` when the training ends before the schedule does.
+        `within` are masks of before, held too, as `sparsify` does. Raises `InputError` when the training ends before
+        the schedule does.
         """
         named = ("mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros")
         schedule = None if self.schedule is None else in_steps(self.schedule, per_epoch, epochs)
