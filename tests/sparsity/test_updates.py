@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from sparsity.held_network import network, train
+from torch import Tensor, nn
 
 import secateurs as sec
 from secateurs.sparsity import GradientRegrowth, RandomRegrowth, Surgery
@@ -91,6 +94,74 @@ def test_surgery_without_hysteresis_begins_as_the_threshold_does() -> None:
         held.model.load_state_dict(model.state_dict())
         held.update()
         assert torch.equal(held.masks["weight"], expected)
+
+
+SIGMA = {"conv.weight": 0.3, "deep.weight": -0.5, "head.weight": 0.0}
+
+
+def straight(target: Any = None, seed: int = 0, **options: Any) -> sec.Sparsifier:
+    """The small network held straight-through, with masks anew at every second step."""
+    return sec.sparsify(network(seed), target, mode="dense-update", schedule=sec.Constant(every=2), **options)
+
+
+def masks_over(held: sec.Sparsifier, start: int, end: int) -> list[dict[str, Tensor]]:
+    """The masks before, and after each step of training with weight decay."""
+    optimizer = torch.optim.SGD(held.model.parameters(), lr=0.2, weight_decay=1e-3)
+    found = [dict(held.masks)]
+    for step in range(start, end):
+        train(held.model, optimizer, 1, start=step)
+        held.step()
+        found.append(dict(held.masks))
+    return found
+
+
+def alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(item, other[name]) for name, item in one.items())
+
+
+def changes(masks: list[dict[str, Tensor]]) -> tuple[int, int]:
+    """How many weights came back from one moment to the next, and how many went."""
+    pairs = [(before[name], after[name]) for before, after in itertools.pairwise(masks) for name in after]
+    return sum(int((new & ~old).sum()) for old, new in pairs), sum(int((old & ~new).sum()) for old, new in pairs)
+
+
+def test_surgery_with_thresholds_found_anew_is_the_threshold_of_mean_and_deviation() -> None:
+    """The layers have biases, which do not count, and weights that are zero from the start, which do."""
+    rule = Surgery(c=SIGMA, below=1, above=1, gamma=0, fixed=False)
+    known = straight({name: sec.Threshold("mean_std", sigma) for name, sigma in SIGMA.items()})
+    others = [straight(update=rule), straight(update=replace(rule, fixed=True))]
+    for held in (known, *others):
+        with torch.no_grad():
+            held.dense["head.weight"][:, :5] = 0.0
+        held.update()
+    expected = masks_over(known, 0, 12)
+    found, fixed = (masks_over(held, 0, 12) for held in others)
+    assert all(alike(one, two) for one, two in zip(found, expected, strict=True))
+    assert alike(others[0].dense, known.dense), "to the same bits"
+    assert min(changes(found)) > 5
+    assert not all(alike(one, two) for one, two in zip(fixed, expected, strict=True))
+    for name, sigma in SIGMA.items():
+        size = known.dense[name].abs().double()
+        expected_t = float(size.mean()) + sigma * float(size.std(correction=0))
+        assert others[0].rule.memory()[name].item() == pytest.approx(expected_t)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_surgery_in_training_goes_on_from_its_state_to_the_same_bits(fixed: bool) -> None:
+    rule = Surgery(c=0.2, gamma=0.3, fixed=fixed)
+    held, again = straight(update=rule, seed=3), straight(update=rule, seed=4)
+    first = held.rule.memory()
+    masks_over(held, 0, 5)
+    now = held.rule.memory()
+    assert set(now) == set(held.masks)
+    assert all(torch.equal(now[name], first[name]) == fixed for name in now)
+    again.model.load_state_dict(held.model.state_dict())
+    again.load_state_dict(held.state_dict())
+    assert alike(again.rule.memory(), now)
+    expected, found = masks_over(held, 5, 15), masks_over(again, 5, 15)
+    assert min(changes(expected)) > 1
+    assert all(alike(one, two) for one, two in zip(expected, found, strict=True))
+    assert alike(held.dense, again.dense)
 
 
 def test_chance_decays_as_it_should_and_is_seeded() -> None:
@@ -189,8 +260,10 @@ def test_what_an_update_cannot_do_is_refused(options: dict[str, Any], match: str
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    for make in (lambda: Surgery(below=1.2), lambda: Surgery(gamma=-1), lambda: RandomRegrowth(end=0),
-                 lambda: RandomRegrowth(end=5, fraction=1.0)):  # fmt: skip
+    for make in (
+        lambda: Surgery(below=1.2), lambda: Surgery(gamma=-1), lambda: Surgery(c={"0": math.nan}),
+        lambda: RandomRegrowth(end=0), lambda: RandomRegrowth(end=5, fraction=1.0),
+    ):  # fmt: skip
         with pytest.raises(sec.InputError):
             make()
     held = sec.sparsify(layer([1.0, 2.0]), 0.5, update=GradientRegrowth(end=5), schedule=sec.Constant())

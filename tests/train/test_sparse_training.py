@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from secateurs.sparsity.time import steps_of
 
 DATA = loader(points(40))
 """Five batches."""
+
+
+class Interrupted(Exception):
+    pass
 
 
 def training(sparsity: sec.Sparsity | None, **more: Any) -> sec.FineTune:
@@ -163,6 +168,51 @@ def test_masks_that_are_given_are_held_though_a_kept_weight_is_zero() -> None:
     assert int(deeper.masks["0.weight"].sum()) == 12
 
 
+def test_phases_of_surgery_and_a_resume_at_every_step(tmp_path: Path) -> None:
+    """First the convolutions, then the linear layer, while the masks of the first are held."""
+    data = loader(images(20))
+    surgery = {"mode": "dense-update", "update": sec.Surgery(c=0.5, gamma=0.05), "schedule": sec.Constant(end="90%")}
+    first = sec.finetune(convolutional(), data, training(sec.Sparsity(**surgery, exclude=["8"])))
+    assert first.masks is not None
+    assert set(first.masks) == {"0.weight", "4.weight"}
+    gone = {name: ~mask for name, mask in first.masks.items()}
+    calls = 0
+
+    def stopping(outputs: Tensor, target: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls % 2 == 0:
+            raise Interrupted
+        return nn.functional.cross_entropy(outputs, target)
+
+    def look(net: nn.Module) -> float:
+        assert not any(bool(net.get_parameter(name)[mask].any()) for name, mask in gone.items())
+        return 0.0
+
+    common: dict[str, Any] = {"masks": first.masks, "evaluate": look}
+    config = training(sec.Sparsity(**surgery, only=["8"]), epochs=3, optimizer="adamw", checkpoint_steps=1)
+    undisturbed = sec.finetune(first.model, data, config, **common)
+    for _ in range(20):
+        try:
+            result = sec.finetune(first.model, data, replace(config, loss=stopping), folder=tmp_path, **common)
+            break
+        except Interrupted:
+            continue
+    assert result.masks is not None
+    assert undisturbed.masks is not None
+    assert same(result.masks, undisturbed.masks)
+    assert same(state(result.model), state(undisturbed.model))
+    for name, mask in result.masks.items():
+        weight = result.model.get_parameter(name)
+        assert torch.equal(mask, weight != 0)
+        assert not torch.signbit(weight[~mask]).any()
+        if name != "8.weight":
+            assert torch.equal(mask, first.masks[name])
+    assert set(result.masks) == {*first.masks, "8.weight"}
+    with pytest.raises(sec.InputError, match=r"cannot be held in `0.weight`"):
+        sec.finetune(first.model, data, training(sec.Sparsity(**surgery)), masks=first.masks)
+
+
 def test_the_best_epoch_is_one_of_final_sparsity() -> None:
     """The metric falls from epoch to epoch; the masks are final after the third, and change again after it."""
     metrics = iter([0.9, 0.8, 0.3, 0.2, 0.1])
@@ -200,10 +250,6 @@ def test_no_training_at_all_prunes() -> None:
     result = sec.finetune(model, DATA, training(sec.Sparsity(0.5), epochs=0))
     expected = sec.masks(model, 0.5)
     assert all(torch.equal(result.model.get_parameter(name) != 0, mask) for name, mask in expected.items())
-
-
-class Interrupted(Exception):
-    pass
 
 
 KINDS = {

@@ -52,6 +52,11 @@ class Held:
         return (self._keep != 0).to(self.parameter.device)
 
     @property
+    def hard(self) -> bool:
+        """Is nothing remembered of what is masked?"""
+        return self._dense is None
+
+    @property
     def dense(self) -> Tensor:
         """The weight without its mask."""
         self._absorb()

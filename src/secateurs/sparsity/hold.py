@@ -7,7 +7,7 @@ two hooks on every `torch.optim` step see to values and optimizer memory.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Hold:
       `optimizer.state_dict()` and as soon as the masks are released.
     - `mode="dense-update"` (straight-through): the model computes with `W * mask`, and the gradient taken there changes
       all of the dense W, so that a weight can come back when the masks change. Between optimizer steps the parameters
-      hold `W * mask`; `dense` is W.
+      hold `W * mask`; `dense` is W. Parameters named in `hard` are held as in mode `"hard"` all the same.
 
     The same parameter objects stay in the model, under the same names. Every optimizer derived from
     `torch.optim.Optimizer` is seen, its parameter groups, `GradScaler`, gradient accumulation and closures included;
@@ -46,13 +46,18 @@ class Hold:
     Raises `InputError` for masks that do not fit and for a parameter that is held already.
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], mode: str = "hard") -> None:
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, Tensor], mode: str = "hard", hard: Collection[str] = ()
+    ) -> None:
         if mode not in MODES:
             raise InputError(explain(f"mode={mode!r} cannot be used", next_step=f"give one of {', '.join(MODES)}"))
         parameters = dict(model.named_parameters(remove_duplicate=False))
         check_masks(masks, {name: tuple(item.shape) for name, item in parameters.items()})
-        self.mode, self.watching = mode, False
-        self._held = {name: Held(name, parameters[name], mask, mode == "dense-update") for name, mask in masks.items()}
+        self.watching = False
+        self._held = {
+            name: Held(name, parameters[name], mask, mode == "dense-update" and name not in hard)
+            for name, mask in masks.items()
+        }
         self._optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._by_parameter = {id(item.parameter): item for item in self._held.values()}
         self._refuse_twice()
@@ -62,7 +67,7 @@ class Hold:
         with torch.no_grad():
             for _, item in self._named():
                 item.hide()
-                if mode == "hard":
+                if item.hard:
                     item.clear_gradient()
 
     @property
@@ -75,6 +80,11 @@ class Hold:
         """The weights behind the masks: W in mode `"dense-update"`, else what is in the model."""
         with torch.no_grad():
             return {name: item.dense for name, item in self._named()}
+
+    @property
+    def hard(self) -> set[str]:
+        """The names of those that are held as in mode `"hard"`."""
+        return {name for name, item in self._named() if item.hard}
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -101,7 +111,7 @@ class Hold:
                 for memory in memories:
                     item.lower(memory)  # what comes in again remembers nothing
                 item.put(mask)
-                if self.mode == "hard":
+                if item.hard:
                     item.clear_gradient()
                     for memory in memories:
                         item.clear_memory(memory)
@@ -199,7 +209,7 @@ class Hold:
         with torch.no_grad():
             if self.watching and parameter.grad is not None:
                 item.gradient = parameter.grad.detach().clone()
-            if self.mode == "hard":
+            if item.hard:
                 item.clear_gradient()
 
     def before_step(self, optimizer: Optimizer, mine: list[Held]) -> None:
@@ -212,7 +222,7 @@ class Hold:
                 self._handles[f"optimizer {id(optimizer)}"] = [optimizer.register_state_dict_pre_hook(hook)]
         for item in mine:
             item.show()
-            if self.mode == "hard":
+            if item.hard:
                 memory = optimizer.state.get(item.parameter, {})
                 item.clear_gradient(known=True)
                 item.clear_memory(memory)
@@ -223,7 +233,7 @@ class Hold:
         """Second moments are exactly zero where masked: for whoever saves them, and for whoever has them after this."""
         with torch.no_grad():
             for _, item in self._named():
-                if self.mode == "hard":
+                if item.hard:
                     item.lower(optimizer.state.get(item.parameter, {}))
 
     def _on_load(self, module: nn.Module, keys: Any) -> None:
@@ -286,7 +296,7 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     with torch.no_grad():
         for hold, mine in found.items():
             hold.before_step(optimizer, mine)
-    return _with_closure([(hold.mode, item) for hold, mine in found.items() for item in mine], args, kwargs)
+    return _with_closure([item for mine in found.values() for item in mine], args, kwargs)
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -312,7 +322,7 @@ class _Weakly:
         return (_idle, ())
 
 
-def _with_closure(mine: list[tuple[str, Held]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _with_closure(mine: list[Held], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of `optimizer.step` with a closure that computes with `W * mask`; None if there is no closure.
 
     In mode `"hard"` its gradients are zero where the mask is, whatever it does to them.
@@ -320,7 +330,7 @@ def _with_closure(mine: list[tuple[str, Held]], args: tuple[Any, ...], kwargs: d
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not mine or not callable(closure):
         return None
-    hidden = [item for mode, item in mine if mode == "dense-update"]
+    hidden = [item for item in mine if not item.hard]
 
     def masked() -> Any:
         with torch.no_grad():
@@ -332,8 +342,8 @@ def _with_closure(mine: list[tuple[str, Held]], args: tuple[Any, ...], kwargs: d
             with torch.no_grad():
                 for item in hidden:
                     item.show()
-                for mode, item in mine:
-                    if mode == "hard":
+                for item in mine:
+                    if item.hard:
                         item.clear_gradient(known=True)
 
     if "closure" in kwargs:

@@ -86,7 +86,8 @@ class Sparsity:
     ) -> Sparsifier:
         """A sparsifier on `model`, for a training of so many steps per epoch and epochs, on `data` with `loss`.
 
-        `within` are masks of before, held too. Raises `InputError` when the training ends before the schedule does.
+        `within` are masks of before, held too, as `sparsify` does. Raises `InputError` when the training ends before
+        the schedule does.
         """
         named = (
             "mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros", "options",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +40,7 @@ class Sparsifier:
         masks: Masks,
         *,
         mode: str = "hard",
+        hard: Collection[str] = (),
         spec: Spec | None = None,
         targets: Mapping[str, Target] | None = None,
         schedule: Schedule | None = None,
@@ -52,7 +53,8 @@ class Sparsifier:
         self.steps = 0
         self._targets = dict(targets or {})
         self._generator = torch.Generator().manual_seed(check_seed(seed))
-        self._hold: Hold | None = Hold(model, masks, mode)
+        self._hold: Hold | None = Hold(model, masks, mode, hard)
+        self._hard = self._hold.hard
         self._left: Masks = {}
         try:
             if spec is not None and self.schedule.due(0):
@@ -129,7 +131,7 @@ class Sparsifier:
     def attach(self) -> Sparsifier:
         """Hold the zeros again after `detach`."""
         if self._hold is None:
-            self._hold, self._left = Hold(self.model, self._left, self.mode), {}
+            self._hold, self._left = Hold(self.model, self._left, self.mode, self._hard), {}
             self._prepare()
         return self
 
@@ -144,8 +146,7 @@ class Sparsifier:
         """Masks, dense weights, the step and the state of chance, as tensors by name."""
         hold = self._attached()
         state = {f"mask.{name}": mask for name, mask in hold.masks.items()}
-        if self.mode == "dense-update":
-            state |= {f"dense.{name}": tensor.clone() for name, tensor in hold.dense.items()}
+        state |= {f"dense.{name}": tensor.clone() for name, tensor in hold.dense.items() if name not in self._hard}
         state |= {f"update.{name}": tensor for name, tensor in self.rule.memory().items()}
         return state | {"steps": torch.tensor(self.steps), "generator": self._generator.get_state()}
 
@@ -155,7 +156,7 @@ class Sparsifier:
         masks = {key.removeprefix("mask."): item for key, item in state.items() if key.startswith("mask.")}
         dense = {key.removeprefix("dense."): item for key, item in state.items() if key.startswith("dense.")}
         wanted = set(hold.masks)
-        if set(masks) != wanted or set(dense) != (wanted if self.mode == "dense-update" else set()):
+        if set(masks) != wanted or set(dense) != wanted - self._hard:
             raise InputError(
                 explain(
                     "The state belongs to another sparsifier",
@@ -241,7 +242,10 @@ def sparsify(
     changes all of W, so that weights come back when the masks are computed anew. See `Hold` for both.
 
     What is zero in `within`, masks of before, stays zero, and so does with `hold_zeros` every zero that the layers'
-    weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
+    weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is. `within`
+    may have masks of parameters that `only` or `exclude` leave out: they are held as in mode `"hard"`, whatever the
+    mode and the update do to the others, as where one part of a network is treated after another. Two sparsifiers on
+    different parameters of one model do the same; both need their `step()`.
 
     `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
     `Gradual`, `Constant`; a `Threshold` with a `start` moves along with `Gradual`. Call `step()` of the result after
@@ -261,21 +265,15 @@ def sparsify(
     _check_kind("schedule", schedule, Schedule, "Gradual(begin=0, end=1000)")
     _check_kind("update", update, Update, "Surgery(c=1.0)")
     weights = layer_weights(model, exclude=exclude, only=only)
-    before = _before(weights, within, hold_zeros)
-    if before and (mode == "dense-update" or update is not None):
-        raise InputError(
-            explain(
-                "Zeros of before cannot be held",
-                evidence=f"mode={mode!r}, update={update!r}: masked weights come back",
-                next_step='use mode="hard" without an update, or leave out `within` and `hold_zeros`',
-            )
-        )
+    before = _before(model, weights, within, hold_zeros)
+    returning = mode == "dense-update" or update is not None
+    if update is not None and update.decides and sparsity is None:
+        sparsity = 0.0
     if before and sparsity is None and not parse_pattern(pattern).decides:
         if schedule is not None:
             raise InputError(explain("There is no sparsity for the schedule", next_step="give `sparsity`, too"))
+        _check_held(before, before if returning else (), mode, update)
         return Sparsifier(model, before, mode=mode, seed=seed)
-    if update is not None and update.decides and sparsity is None:
-        sparsity = 0.0
     spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})  # type: ignore[arg-type]
     evidence = Evidence(model, data, loss, batches, check_seed(seed))
     if data is None and needs_data(spec.measure):
@@ -286,12 +284,13 @@ def sparsify(
     if schedule is None or not schedule.moves:
         check_still(targets.values())
     beside = bias_names(model, targets) if update is not None and update.masks_biases else {}
+    _check_held(before, (*targets, *beside.values()) if returning else (), mode, update)
     start = {
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
     } | before
     return Sparsifier(
-        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, evidence=evidence,
-        seed=seed,
+        model, start, mode=mode, hard=before, spec=spec, targets=targets, schedule=schedule, update=update,
+        evidence=evidence, seed=seed,
     )  # fmt: skip
 
 
@@ -300,9 +299,25 @@ def _check_kind(name: str, given: object, kind: type, example: str) -> None:
         raise InputError(explain(f"{name}={given!r} cannot be used", next_step=f"give an object: {name}=sec.{example}"))
 
 
-def _before(weights: Mapping[str, LayerWeight], within: Mapping[str, Tensor] | None, zeros: bool) -> Masks:
+def _check_held(before: Masks, returning: Collection[str], mode: str, update: Update | None) -> None:
+    """Raises `InputError` for masks of before where masked weights come back."""
+    both = [name for name in before if name in returning]
+    if both:
+        raise InputError(
+            explain(
+                f"Zeros of before cannot be held in `{both[0]}`",
+                evidence=f"mode={mode!r}, update={update!r}: masked weights come back",
+                next_step='use mode="hard" without an update, or leave the layer out by `only` or `exclude`',
+            )
+        )
+
+
+def _before(
+    model: nn.Module, weights: Mapping[str, LayerWeight], within: Mapping[str, Tensor] | None, zeros: bool
+) -> Masks:
     """The masks to begin with; none where nothing of before is to be held."""
-    check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
+    parameters = model.named_parameters(remove_duplicate=False)
+    check_masks(within or {}, {name: tuple(item.shape) for name, item in parameters})
     found = {name: mask.clone() for name, mask in (within or {}).items()}
     if zeros:
         for name, item in weights.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.schedules import Schedule
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, by_layer
+from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.updates import Moment, Update, single_weights, unfit
 
 
@@ -27,6 +28,18 @@ class Surgery(Update):
     the weights come and go by the same thresholds, as in the authors' code. Guo, Yao, Chen, Dynamic Network Surgery,
     2016.
 
+    With `fixed=False`, t is found anew at every update, from all weights of the layer, masked ones and zeros too, as
+    `Threshold("mean_std", c)` finds it in this mode: with `below=1`, `above=1` and `gamma=0` both give the same masks,
+    but for weights of exactly t, or of zero, which here always go. Biases do not count then.
+
+    Large networks are treated in phases. Masks of the first go into `within` (of `sparsify`; `masks` of `finetune`),
+    and are held while the others come and go:
+
+        convolutions = sec.Sparsity(mode="dense-update", update=sec.Surgery(), schedule=..., only=["conv*"])
+        first = sec.finetune(model, data, sec.FineTune(sparsity=convolutions))
+        rest = replace(convolutions, only=["fc*"])
+        second = sec.finetune(first.model, data, sec.FineTune(sparsity=rest), masks=first.masks)
+
     Raises `InputError` for numbers that make no sense.
     """
 
@@ -37,6 +50,7 @@ class Surgery(Update):
     gamma: float = 1e-4
     power: float = 1.0
     biases: bool = False
+    fixed: bool = True
     thresholds: dict[str, float] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +58,8 @@ class Surgery(Update):
             raise InputError(
                 explain(f"{self} cannot be used", next_step="give 0 <= below <= above, and gamma and power >= 0")
             )
+        for c in self.c.values() if isinstance(self.c, Mapping) else [self.c]:
+            Threshold("mean_std", c)
 
     @property
     def masks_biases(self) -> bool:
@@ -64,7 +80,9 @@ class Surgery(Update):
         factors = self._factors(moment)
         sizes = {name: weight.tensor.detach().abs() for name, weight in moment.weights.items() if name in moment.masks}
         for name, size in sizes.items():
-            if name not in self.thresholds:
+            if not self.fixed:
+                self.thresholds[name] = _threshold(size.flatten(), factors[name])
+            elif name not in self.thresholds:
                 kept = size[moment.masks[name] & (size > 0)].flatten()
                 bias = moment.biases.get(name, kept[:0]).abs().flatten()
                 self.thresholds[name] = _threshold(torch.cat([kept, bias[bias > 0].to(kept)]), factors[name])
@@ -77,7 +95,7 @@ class Surgery(Update):
         return found
 
     def memory(self) -> dict[str, Tensor]:
-        """The thresholds."""
+        """The thresholds of the last update."""
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.thresholds.items()}
 
     def recall(self, memory: Mapping[str, Tensor]) -> None:
@@ -101,10 +119,7 @@ class Surgery(Update):
 
 
 def _threshold(sizes: Tensor, c: float) -> float:
-    if not sizes.numel():
-        return 0.0
-    sizes = sizes.double()
-    found = float(sizes.mean()) + c * float(sizes.std(correction=0))
+    found = Threshold("mean_std", c).of(sizes.double())
     return max(found, 0.0) if math.isfinite(found) else 0.0
 
 

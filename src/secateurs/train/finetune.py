@@ -95,7 +95,8 @@ def finetune(
     and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set;
     by default the model as it comes in, where it is this training that prunes it (`config.sparsity` without
     `hold_zeros`, `soft` or `gates`, and no `masks`). Only a copy of the teacher runs, in eval mode, without gradients.
-    `masks` (bool by parameter name, True = kept) are held as they are, or, with `config.sparsity`, are where it begins.
+    `masks` (bool by parameter name, True = kept) are held as they are, or, with `config.sparsity`, are where it begins;
+    those of parameters that it leaves out are held as they are then, too.
     `snapshot` is a number of steps after which the weights are noted, to rewind to.
 
     With a `folder`, the run leaves checkpoints in it, and the same call after a crash or a `kill -9` goes on from the
