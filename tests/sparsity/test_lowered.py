@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_it_computes_what_the_convolution_does(
     x = torch.randn(2, inputs * groups, 9, 10).double()
     lowered = LoweredConv2d(conv, mask=mask)
     sec.sparsify(conv, {"weight": mask}).detach()
-    for made in (lowered, LoweredConv2d(conv)):
+    for made in (lowered, LoweredConv2d(conv), LoweredConv2d(conv, size=(9, 10)), LoweredConv2d(conv, size=(8, 8))):
         torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
 
 
@@ -66,6 +67,14 @@ def test_it_can_be_trained_on() -> None:
     assert conv.weight.grad is not None
     kept = mask[0].flatten().nonzero().flatten()
     torch.testing.assert_close(lowered.weights[0].grad, conv.weight.grad.flatten(1)[:, kept], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_prepared_moves_along_and_is_not_saved() -> None:
+    lowered = LoweredConv2d(nn.Conv2d(2, 3, 3, padding=1), size=(6, 6))
+    assert lowered.prepared is not None and len(lowered.prepared) == 2 * 9 * 36
+    assert sorted(lowered.state_dict()) == ["bias", "channel", "column", "row", "weights.0"]
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(lowered.double()(x.double()).float(), copy.deepcopy(lowered).float()(x))
 
 
 def test_what_cannot_be_lowered_is_refused() -> None:
