@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import secateurs as sec
 from benchmarks import cifar, mnist_data
 from benchmarks.mnist_nets import LeNet5
+from benchmarks.sparse_cifar_cells import Images
 from secateurs.base.seeds import seeded
 from secateurs.cost.references import References, memory_references
 from secateurs.sparsity.storage import stored_ratio
@@ -37,6 +38,14 @@ SETTINGS: dict[str, Any] = {
         "recalibrate": {"batches": 4, "images": 400}, "exclude": ["conv1", "linear"], "test_images": 1000,
         "reference_images": 8,
     },
+    "resnet20_retrained": {
+        "network": "resnet20_cifar10, published weights", "seeds": [0, 1, 2], "densities": [0.5, 0.3, 0.2],
+        "retrain": {
+            "images": 10000, "batch": 50, "epochs": 1, "optimizer": "adam", "lr": 5e-3, "warmup": 0.2,
+            "distil": {"temperature": 4.0, "alpha": 0.9},
+        },
+        "exclude": ["conv1", "linear"], "test_images": 1000,
+    },
 }  # fmt: skip
 
 Cell = tuple[str, str, float, int]
@@ -46,15 +55,17 @@ FIXED = {"2:4": 0.5}
 """Patterns that fix the density; `weight` is judged there too, for comparison."""
 
 
-WHOLE: Cell = ("resnet20", "weight", 1.0, 0)
-"""Nothing is removed, but batch norms are recalibrated as in every other cell: what those are compared with."""
+WHOLE: tuple[Cell, ...] = (
+    ("resnet20", "weight", 1.0, 0), *(("resnet20_retrained", "weight", 1.0, seed) for seed in (0, 1, 2))
+)  # fmt: skip
+"""Nothing is removed, but batch norms or weights see the data of every other cell: what those are compared with."""
 
 
 def cells() -> list[Cell]:
     """Every cell, the most telling first: the middle densities of both networks, then seeds, then what is around."""
     first = [*_row("lenet5", 0.2, 0), *_fixed("lenet5", 0)]
     first += [
-        WHOLE,
+        *WHOLE,
         *_fixed("resnet20", 0),
         *(cell for density in (0.5, 0.3, 0.7) for cell in _row("resnet20", density, 0)),
     ]
@@ -148,15 +159,20 @@ def _distilled(loss: Tensor, logits: Tensor, teacher: nn.Module, images: Tensor,
 
 
 class ResNetStudy:
-    """ResNet-20: all convolutions but the first lose by the pattern; then batch norms are recalibrated."""
+    """ResNet-20: all convolutions but the first lose by the pattern; then it is recalibrated, or retrained."""
 
-    def __init__(self, data: Path) -> None:
-        self.wanted = SETTINGS["resnet20"]
+    def __init__(self, data: Path, network: str = "resnet20") -> None:
+        self.wanted = SETTINGS[network]
         self.model = cifar.pretrained(data)
-        self.calibration = cifar.train_set(data, self.wanted["recalibrate"]["images"])
+        if "retrain" in self.wanted:
+            images, labels = cifar.read(data / "cifar10" / "data_batch_1.bin.xz")
+            count = self.wanted["retrain"]["images"]
+            self.pool = Images(images[:count], labels[:count], self.wanted["retrain"]["batch"])
+        else:
+            self.calibration = cifar.train_set(data, self.wanted["recalibrate"]["images"])
         held = cifar.held_out(data)[: self.wanted["test_images"] // 100]
         self.judge = sec.accuracy(held)
-        self.images = held[0][0][: self.wanted["reference_images"]]
+        self.images = held[0][0][: self.wanted.get("reference_images", 0)]
         self._dense: float | None = None
 
     def run(self, pattern: str, density: float, seed: int) -> dict[str, Any]:
@@ -165,15 +181,25 @@ class ResNetStudy:
         pruned = copy.deepcopy(self.model)
         sec.sparsify(pruned, masks).detach()
         found = facts(self.model, masks, pattern)
-        batches = self.wanted["recalibrate"]["batches"]
-        fresh = sec.recalibrate(pruned, self.calibration, batches=batches, seed=seed)
+        fresh = self._mended(pruned, seed)
         if self._dense is None:
             self._dense = self.judge(self.model)
-        counted = references(fresh, masks, self.images)
-        return {
-            **found, "references": {"fine": counted.fine, "merged": counted.merged},
-            "accuracy": self.judge(fresh), "accuracy_dense": self._dense,
-        }  # fmt: skip
+        if len(self.images):
+            counted = references(fresh, masks, self.images)
+            found["references"] = {"fine": counted.fine, "merged": counted.merged}
+        return {**found, "accuracy": self.judge(fresh), "accuracy_dense": self._dense}
+
+    def _mended(self, pruned: nn.Module, seed: int) -> nn.Module:
+        if "retrain" not in self.wanted:
+            batches = self.wanted["recalibrate"]["batches"]
+            return sec.recalibrate(pruned, self.calibration, batches=batches, seed=seed)
+        wanted = {name: item for name, item in self.wanted["retrain"].items() if name not in ("images", "batch")}
+        config = sec.FineTune(
+            distil=sec.Distill(**wanted.pop("distil")), sparsity=sec.Sparsity(hold_zeros=True), progress=False,
+            seed=seed, **wanted,
+        )  # fmt: skip
+        found = sec.finetune(pruned.train(), self.pool, config, teacher=self.model)
+        return found.model.eval()
 
 
 def facts(model: nn.Module, masks: dict[str, Tensor], pattern: str) -> dict[str, Any]:

@@ -2,23 +2,33 @@
 
     python -m benchmarks.han --data ../shared/data                    # seeds 0, 1, 2; finished ones are kept
     python -m benchmarks.han --figure out/han.html                    # draws what is stored
+    python -m benchmarks.han --data ../shared/data --figures          # all pictures, into out/han/figures
 
 Five curves, as in Han, Pool, Tran, Dally 2015 (1506.02626): a network trained with L1 or with L2, pruned once, with and
 without retraining (by the same penalty, at a tenth of the learning rate), and, for L2, pruned and retrained
 step by step along the same shares, each step with the retraining of one point. The smallest weights of all layers
 together go; biases stay. Accuracies are those on the 10,000 test images; the shares are fixed beforehand, so nothing is
 chosen on them. Training images are the first 55,000.
+
+The other pictures (`benchmarks.han_figures`) are of one seed: the sensitivities of the layers of LeNet-300-100 and of
+LeNet-5, which stay in the result, the pixels that the first layer still looks at, and weights before and after.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 import secateurs as sec
-from benchmarks import lenet
+from benchmarks import han_figures, lenet
 from benchmarks.by_seed import Study
+from secateurs.device.environment import Environment
+from secateurs.report.figures.gallery import Picture
 from secateurs.report.figures.theme import BLUE, GREY, INK, ORANGE, finish, plotly
 
 SETTINGS: dict[str, Any] = {
@@ -28,6 +38,11 @@ SETTINGS: dict[str, Any] = {
     "L1": 1e-5, "L2": 5e-4,
 }  # fmt: skip
 """Round r of the steps ends at `1 - (1 - sparsity)^(r / rounds)`: these are the shares of all curves."""
+
+SCANNED: dict[str, Any] = {
+    **han_figures.SETTINGS, "LeNet-300-100": {**SETTINGS["train"], "weight_decay": SETTINGS["L2"]},
+}  # fmt: skip
+"""What decides the sensitivities."""
 
 CURVES = {
     "L2, step by step": (INK, "solid"), "L2, retrained": (BLUE, "solid"), "L1, retrained": (ORANGE, "solid"),
@@ -126,7 +141,34 @@ def figure(found: dict[str, Any]) -> Any:
     return finish(drawn, 560, legend=True)
 
 
-STUDY = Study("han", __doc__.splitlines()[0], SETTINGS, curves, summary, figure)
+def pictures(data: Path, work: Path, stored: dict[str, Any]) -> tuple[dict[str, Any], list[Picture]]:
+    """The sensitivities, scanned unless they are stored with the same settings, and every picture."""
+    moments = before_and_after(data, work)
+    found = stored.get("sensitivity", {})
+    if found.get("settings") != SCANNED:
+        environment = asdict(Environment.now(f"PyTorch {torch.__version__}, 1 thread"))
+        found = {"settings": SCANNED, **han_figures.scan(data, work, moments.dense), "environment": environment}
+    kept = {"sensitivity": found, "fc1": han_figures.survey(moments)}
+    return kept, han_figures.pictures(found, moments, figure(stored["summary"]))
+
+
+def before_and_after(data: Path, work: Path) -> han_figures.Moments:
+    """The network of one seed with L2, at the share of the curves nearest to the paper's, as `curves` makes it."""
+    training, _, test = lenet.splits(data)
+    batches, seed = lenet.Batches(*training, SETTINGS["batch"]), han_figures.SETTINGS["seed"]
+    folder = work / f"seed-{seed}-L2"
+    dense = sec.finetune(lenet.lenet_300_100(seed), batches, config("train", "L2", seed), folder=folder / "dense").model
+    share = min(shares(), key=lambda share: abs(share - han_figures.SETTINGS["pruned"]))
+    once = sec.iterative_prune(
+        dense, batches, sparsity=share, rounds=1, folder=folder / f"{share:.4f}", scope=SETTINGS["scope"],
+        evaluate=sec.accuracy(lenet.in_order(*test)), retrain=config("retrain", "L2", seed),
+    )  # fmt: skip
+    pruned = copy.deepcopy(dense)
+    sec.sparsify(pruned, once.masks).detach()
+    return han_figures.Moments(dense, pruned, once.model, share)
+
+
+STUDY = Study("han", __doc__.splitlines()[0], SETTINGS, curves, summary, figure, pictures)
 
 if __name__ == "__main__":
     raise SystemExit(STUDY.main())

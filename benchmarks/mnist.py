@@ -178,7 +178,7 @@ def cells(seeds: list[int]) -> list[str]:
         for column in plan.COLUMNS
         for net in plan.DENSE
         for seed in seeds
-        for keep in ("dense", *(stage.keep for stage in plan.STAGES[net, column]))
+        for keep in ("dense", *(stage.keep for stage in plan.STAGES[net, column] if stage.keep not in plan.TOO_FEW))
     ]
 
 

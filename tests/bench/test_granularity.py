@@ -104,3 +104,19 @@ def test_a_cell_of_resnet(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < found["references"]["merged"] < found["references"]["fine"]
     assert found["accuracy_dense"] > found["accuracy"] > 0.3
     assert all(torch.equal(before[name], tensor) for name, tensor in study.model.state_dict().items())
+
+
+@pytest.mark.medium
+@pytest.mark.data
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_a_cell_of_resnet_that_is_retrained(density: float, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = granularity_cells.SETTINGS["resnet20_retrained"]
+    few = {**few, "test_images": 100, "retrain": {**few["retrain"], "images": 64, "batch": 16}}
+    monkeypatch.setitem(granularity_cells.SETTINGS, "resnet20_retrained", few)
+    study = granularity_cells.ResNetStudy(data, "resnet20_retrained")
+    found = study.run("weight", density, 0)
+    assert found["density"] == pytest.approx(density, abs=1e-3)
+    assert "references" not in found
+    assert found["accuracy_dense"] > 0.85
+    assert found == study.run("weight", density, 0)
+    assert found["accuracy"] != study.run("weight", density, 1)["accuracy"] or density == 1.0

@@ -42,18 +42,44 @@ def test_plain_takes_one_number_of_bits_for_all(tmp_path: Path) -> None:
 
 
 def cell(times: float, calibration: float, judged: float) -> dict[str, Any]:
-    return {"times_smaller": times, "accuracy": {"packed": {"calibration": calibration, "judged": judged}}}
+    return {
+        "original": {"calibration": 0.83, "judged": 0.834},
+        "times_smaller": times, "accuracy": {"packed": {"calibration": calibration, "judged": judged}},
+    }  # fmt: skip
+
+
+def seeds(kind: str, *cells: dict[str, Any]) -> dict[str, Any]:
+    return {f"{kind}-{seed}": item for seed, item in enumerate(cells)}
 
 
 def test_both_halves_and_the_one_apart_must_be_within_the_bar() -> None:
-    original = {"calibration": 0.83, "judged": 0.834}
     good, apart, over = cell(6.0, 0.825, 0.826), cell(8.0, 0.84, 0.82), cell(10.0, 0.81, 0.826)
-    found = pack_mobilenet.summary(original, {"dense-6": good, "dense-8": apart, "dense-10": over})
+    three = {**seeds("dense-6", good, good, good), **seeds("dense-8", apart, apart, apart),
+             **seeds("dense-10", over, over, over)}  # fmt: skip
+    found = pack_mobilenet.summary(three)
     assert found["smallest_within"] == 6.0
     assert found["met"]
     assert found["rows"]["dense-8"]["points_lost"]["packed"] == {"calibration": -1.0, "judged": 1.4, "all": 0.2}
-    assert not pack_mobilenet.summary(original, {"dense-4": cell(4.0, 0.83, 0.834)})["met"]
-    assert pack_mobilenet.summary(original, {})["smallest_within"] is None
+    small = cell(4.0, 0.83, 0.834)
+    assert not pack_mobilenet.summary(seeds("dense-4", small, small, small))["met"]
+    assert pack_mobilenet.summary({})["smallest_within"] is None
+
+
+def test_the_bar_is_for_the_mean_of_three_seeds() -> None:
+    good, bad = cell(6.0, 0.83, 0.834), cell(5.5, 0.83, 0.807)
+    assert not pack_mobilenet.summary(seeds("dense-6", good, good))["met"]
+    found = pack_mobilenet.summary(seeds("dense-6", good, good, bad))
+    assert found["rows"]["dense-6"]["points_lost"]["packed"]["judged"] == pytest.approx(0.9)
+    assert found["rows"]["dense-6"]["judged_spread"]["packed"] == pytest.approx(1.56)
+    assert found["smallest_within"] == 5.5
+
+
+def test_halves_are_halves_and_differ() -> None:
+    found = [pack_mobilenet.halves(seed) for seed in range(4)]
+    assert all(sorted(one + other) == list(range(1000)) and len(one) == 500 for one, other in found)
+    assert found[0] == found[1][::-1]
+    assert len({tuple(one) for one, _ in found}) == 4
+    assert found[2] == pack_mobilenet.halves(2)
 
 
 def test_without_data_it_says_what_is_missing(

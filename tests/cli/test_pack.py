@@ -15,6 +15,7 @@ import secateurs as sec
 from secateurs.cli.app import main
 from secateurs.pack.coded import Scaled, Shared
 from secateurs.pack.container import read
+from secateurs.testing.hostile import mutant
 
 HERE = Path(__file__).parent
 
@@ -34,6 +35,7 @@ def packed(path: Path, *options: str) -> bytes:
     [
         ((), {}),
         (("--share", "3"), {"share": 3}),
+        (("--share", "default"), {"share": {"first": 8, "second": 8, "head": 5}}),
         (("--share", "first=4, head=2", "--biases", "8"), {"share": {"first": 4, "head": 2}, "biases": 8}),
         (("--int", "5", "--data", "toy:loader"), {"integers": 5, "data": True}),
         (("--bytes", "2.5KB"), {"bytes": 2500}),
@@ -92,3 +94,24 @@ def test_unpacked_tensors_are_those_of_the_file(tmp_path: Path) -> None:
     state = sec.unpack(tmp_path / "file")
     assert isinstance(state, dict)
     assert all(torch.equal(tensor, state[name]) for name, tensor in load_file(out).items())
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("kind", ["tensors", "program"])
+def test_tampered_files_are_refused_in_a_message(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 or 2, as Python takes or refuses them, and never a traceback; eight files of each."""
+    tried = {0: 0, 2: 0}
+    for number in range(200):
+        found = mutant(number, kind)
+        (tmp_path / "file").write_bytes(found.data)
+        try:
+            sec.unpack(tmp_path / "file")
+            expected = 0
+        except sec.ArtifactError:
+            expected = 2
+        if tried[expected] < 8:
+            tried[expected] += 1
+            code = main(["unpack", str(tmp_path / "file"), "--out", str(tmp_path / "out")])
+            shown = capsys.readouterr()
+            assert code == expected and "Traceback" not in shown.err, f"mutant {number} ({found.label}): {shown.err}"
+    assert tried == {0: 8, 2: 8}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import secateurs as sec
 from secateurs.cli import main
@@ -111,6 +111,64 @@ def test_sparse_weights_have_the_original_s_keys_and_plus_zero(run: Run, tmp_pat
     assert f"{report['bytes']['packed']:,}" in out and f"{report['bytes']['gzip_packed']:,}" in out
 
 
+def test_values_too_small_to_count_are_zeros_in_what_is_written(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    state = toy.Net().state_dict()
+    state["second.weight"][0] = 1e-40
+    state["head.bias"][:] = torch.tensor([-0.0, -1e-39, 1e-37])
+    save_file(state, tmp_path / "net.safetensors")
+    words = [*SPARSE, "--weights", tmp_path / "net.safetensors"]
+    code, _, _ = run(*words, "--sparsity", "0", "--out", tmp_path / "s")
+    found = weights_of(tmp_path / "s")
+    assert code == 0 and not bool(found["second.weight"][0].any())
+    assert found["head.bias"].tolist() == [0, 0, pytest.approx(1e-37)]
+    assert not bool(torch.signbit(found["head.bias"]).any())
+    report = json.loads((tmp_path / "s" / "sparsity.json").read_text())
+    assert {layer["name"]: layer["kept"] for layer in report["layers"]}["second.weight"] == 23 * 144
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--importance", "obd", "--data", "toy:loader"], {"importance": "obd"}),
+        (["--importance", "taylor", "--data", "toy:loader"], {"importance": "taylor"}),
+        (
+            ["--importance", "obd", "--data", "toy:loader", "--option", "diagonal=gauss_newton"],
+            {"importance": "obd", "options": {"diagonal": "gauss_newton"}},
+        ),
+        (["--importance", "random", "--seed", "3"], {"importance": "random", "seed": 3}),
+    ],
+)
+def test_what_is_small_may_be_what_the_data_says(
+    run: Run, tmp_path: Path, words: list[str], given: dict[str, Any]
+) -> None:
+    import toy
+
+    code, _, err = run(*SPARSE, "--sparsity", "0.7", *words, "--out", tmp_path / "s", "--json")
+    assert (code, err) == (0, "")
+    if "--data" in words:
+        given = {**given, "data": toy.loader()}
+    state, masks = weights_of(tmp_path / "s"), sec.masks(toy.Net(), 0.7, **given)
+    assert all(torch.equal(state[name] != 0, mask) for name, mask in masks.items())
+    asked = json.loads((tmp_path / "s" / "sparsity.json").read_text())["asked"]
+    assert (asked["importance"], asked["options"]) == (given["importance"], given.get("options", {}))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--importance", "obd"], "'obd' needs data"),
+        (["--importance", "apoz", "--data", "toy:loader"], "scores whole units"),
+        (["--importance", "l1", "--data", "toy:loader"], "--data without --epochs"),
+        (["--option", "diagonal=fisher"], "has no option 'diagonal'"),
+    ],
+)
+def test_importances_that_cannot_be_used(run: Run, words: list[str], message: str) -> None:
+    code, _, err = run(*SPARSE, "--sparsity", "0.7", *words)
+    assert code == 2 and message in " ".join(err.split())
+
+
 def test_sizes_are_those_of_gzip_and_of_pack(run: Run, tmp_path: Path) -> None:
     import toy
 
@@ -184,6 +242,58 @@ def test_a_folder_that_holds_something_else_is_refused_before_the_work(run: Run,
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     code, _, _ = run(*SPARSE, "--sparsity", "0.5", "--out", tmp_path / "s")
     assert code == 0 and run(*SPARSE, "--sparsity", "0.6", "--out", tmp_path / "s")[0] == 0
+
+
+def test_the_report_says_how_it_was_made(run: Run, tmp_path: Path) -> None:
+    """Everything that decides the result, and MACs of one image: of the data's first row, or of --input."""
+    import toy
+
+    words = [*SPARSE, *TRAINED, "--lr", "0.002", "--l2", "5e-4", "--seed", "3", "--regrow", "random"]
+    assert run(*words, "--out", tmp_path / "s")[0] == 0
+    report = json.loads((tmp_path / "s" / "sparsity.json").read_text())
+    assert (report["seed"], report["data"], report["model"]) == (3, "toy:loader", "toy:Net")
+    made = report["training"]
+    assert (made["zeros"], made["regrow"], made["epochs"], made["lr"]) == ("one-shot", "random", 2, 0.002)
+    assert (made["weight_decay"], made["penalty"], made["seed"], made["optimizer"]) == (5e-4, None, 3, "sgd")
+    again = sec.Sparsity(0.5, schedule=sec.Constant(0, "75%", "2%"), update=sec.RandomRegrowth("75%"))
+    assert sec.Sparsity.from_plain(made["sparsity"]) == again
+    sparse = toy.Net().eval()
+    sparse.load_state_dict(weights_of(tmp_path / "s"))
+    counted = sec.cost.effective_macs(sparse, torch.zeros(1, 1, 6, 6))
+    assert report["macs"] == counted.total.to_json() and report["macs"]["speed_up"] > 1.9
+    assert [layer["macs"] for layer in report["layers"]] == [
+        counted.weights[name].to_json() for name in ("first.weight", "second.weight", "head.weight")
+    ]
+    assert report["compression"] == report["parameters"] / report["nonzero"]
+
+
+def test_macs_of_given_shapes_or_none(run: Run) -> None:
+    report = json.loads(run(*SPARSE, "--sparsity", "0.5", "--json")[1])
+    assert (report["macs"], report["training"]) == (None, None)
+    assert all(layer["macs"] is None for layer in report["layers"])
+    code, out, _ = run(*SPARSE, "--sparsity", "0.5", "--input", "1x1x6x6")
+    dense = 36 * (9 * 16 + 9 * 16 * 24) + 72
+    assert code == 0 and f"{dense:,} MACs {dense // 2:,} are by weights" in " ".join(out.split())
+    code, out, err = run(*SPARSE, "--sparsity", "0.5", "--input", "1x2x6x6")
+    assert code == 2 and "pack" not in err
+
+
+def test_l1_and_l2_arrive_in_the_training(run: Run, tmp_path: Path) -> None:
+    import toy
+
+    for words, more in (
+        (["--l2", "0.1"], {"weight_decay": 0.1}),
+        (["--l1", "0.001"], {"penalty": sec.Penalty(kind="l1", strength=0.001)}),
+    ):
+        assert run(*SPARSE, *TRAINED, "--lr", "0.001", *words, "--out", tmp_path / "s")[0] == 0
+        model = toy.Net().eval()
+        sec.sparsify(model, 0.5).detach()
+        held = sec.Sparsity(hold_zeros=True)
+        config = sec.FineTune(epochs=2, lr=0.001, sparsity=held, progress=False, **more)
+        expected = sec.finetune(model, toy.loader(), config).model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(tmp_path / "s").items())
+    code, _, err = run(*SPARSE, "--sparsity", "0.5", "--l1", "0.1")
+    assert code == 2 and "--l1 without --epochs" in " ".join(err.split())
 
 
 def test_max_drop_decides_the_exit_code(run: Run) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import secateurs as sec
-from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes
+from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes, gzipped, weights_alone
 from secateurs.pack.coded import Coded, Raw, Shared
 from secateurs.pack.container import read, to_bytes
 from secateurs.pack.dtypes import DTYPES
@@ -286,6 +288,76 @@ def test_gzip_is_gzip_at_level_9_without_a_date() -> None:
     values[0, 0] = -0.0
     plain = b"a 30x40\n" + (values.astype("<f4") + 0).tobytes()
     assert gzip_bytes({"a": values}) == len(gzip.compress(plain, 9, mtime=0))
+
+
+def test_the_same_tensors_give_the_same_bytes() -> None:
+    """As a file that anybody can unpack, whatever memory they lie in; other values, names or orders give others."""
+    generator = np.random.default_rng(0)
+    given = {"a": generator.standard_normal((30, 40)), "b": generator.standard_normal(7).astype(np.float32)}
+    found = gzipped(given)
+    strided = np.empty((30, 80))[:, ::2]
+    strided[:] = given["a"]
+    assert gzipped({"a": strided, "b": given["b"].astype(np.float64)}) == found
+    assert gzip.decompress(found) == b"a 30x40\nb 7\n" + given["a"].astype("<f4").tobytes() + given["b"].tobytes()
+    assert len(found) == gzip_bytes(given)
+    assert found[4:8] == bytes(4)  # no date
+    others = {"a": np.where(given["a"] == given["a"].max(), 0, given["a"]), "b": given["b"]}
+    assert len({found, gzipped(others), gzipped(dict(reversed(given.items())))}) == 3
+
+
+def test_what_is_too_small_to_count_is_zero_to_gzip_and_to_plain_formats() -> None:
+    """-0.0 and 1e-40 would destroy the gain: 40 % of such values cost what zeros do."""
+    generator = np.random.default_rng(1)
+    weights = generator.standard_normal((60, 50)).astype(np.float32)
+    gone = generator.random((60, 50)) < 0.4
+    clean = np.where(gone, np.float32(0), weights)
+    tiny = np.where(gone, (weights * 1e-40).astype(np.float32), weights)
+    signed = np.where(gone, np.copysign(np.float32(0), weights), weights)
+    assert np.count_nonzero(tiny[gone]) > 1000
+    for spoilt in (tiny, signed, np.where(gone, 1e-60, weights.astype(np.float64))):
+        assert gzipped({"w": spoilt}) == gzipped({"w": clean})
+        assert form_bytes({"w": spoilt}) == form_bytes({"w": clean})
+    smallest = np.float32(2**-126)
+    assert (
+        gzip.decompress(gzipped({"w": np.array([smallest, -smallest, smallest / 2])}))[-12:]
+        == np.array([smallest, -smallest, 0], dtype="<f4").tobytes()
+    )
+    assert np.isnan(np.frombuffer(gzip.decompress(gzipped({"w": np.array([np.nan])}))[-4:], "<f4")).all()
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    """What gzip gains on weights, which alone have zeros: neither biases nor norms water it down."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Flatten(), nn.Linear(64, 30))
+    original = copy.deepcopy(model)
+    sec.sparsify(model, 0.5).detach()
+    base = sec.pack(model, tmp_path / "file", gzip=True, original=original).baseline
+    assert base is not None and base.weights_rate is not None
+    each = [
+        gzip_bytes({name: item.tensor.numpy() for name, item in sec.sparsity.layer_weights(one).items()})
+        for one in (original, model)
+    ]
+    assert [base.weights_original, base.weights_packed] == each
+    assert base.weights_rate == 1 - each[1] / each[0] > base.rate
+    assert base.to_json()["weights_rate"] == base.weights_rate
+    assert weights_alone({"w": np.zeros((2, 3)), "b": np.zeros(2), "n": np.zeros(())}).keys() == {"w"}
+    assert sec.pack(nn.BatchNorm2d(3), tmp_path / "file", gzip=True).baseline.weights_rate is None  # type: ignore[union-attr]
+
+
+def test_many_subnormal_values_are_packed_as_they_are_with_a_warning(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10))
+    with torch.no_grad():
+        model[0].weight[:15] = 1e-40
+        model[1].weight[0, :2] = 1e-40  # 2 of 300
+    with pytest.warns(UserWarning, match=r"300 values are not zero.*`0\.weight`: 300 of 600\..*2\*\*-126") as caught:
+        sec.pack(model, tmp_path / "file")
+    assert caught[0].filename == __file__
+    state = sec.unpack(tmp_path / "file")
+    assert isinstance(state, dict) and torch.equal(state["0.weight"], model[0].weight)
+    for made in (lambda: sec.pack(model, tmp_path / "shared", share=4), lambda: sec.pack(model.half(), tmp_path / "h")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made()  # coded; and in half precision they are zeros, and 1e-6 a number like others
 
 
 @pytest.mark.medium

@@ -71,6 +71,29 @@ def test_half_precision() -> None:
     assert found.dtype == "bfloat16"
 
 
+def test_without_bits_kernels_have_eight_and_matrices_five() -> None:
+    model = nn.Sequential(nn.Conv2d(9, 40, 3), nn.Conv1d(40, 20, 1), nn.Linear(20, 30), nn.LSTM(30, 4))
+    found = {name: len(tensor.content.codebook) for name, tensor in share_weights(model).coded().items()}  # type: ignore[union-attr]
+    lstm = {"3.weight_ih_l0": 32, "3.weight_hh_l0": 32}
+    assert found == {"0.weight": 256, "1.weight": 256, "2.weight": 32} | lstm
+    by_class = {nn.Conv2d: 8, nn.Conv1d: 8, nn.Module: 5}
+    same_codes = share_weights(model, by_class).coded()
+    for name, tensor in share_weights(model).coded().items():
+        assert np.array_equal(tensor.decode(), same_codes[name].decode())
+
+
+def test_bits_by_class_come_after_names() -> None:
+    model = convolutional()
+    given = {nn.Conv2d: 2, "4": 3, nn.Module: 1}
+    counts = {name: len(tensor.content.codebook) for name, tensor in share_weights(model, given).coded().items()}  # type: ignore[union-attr]
+    assert counts == {"0.weight": 4, "4.weight": 8, "8.weight": 2}
+    with pytest.raises(UnknownNameError, match="No weight is of a Bilinear"):
+        share_weights(model, {nn.Bilinear: 3})
+    for bits in (True, {7: 3}, {"0": True}):
+        with pytest.raises(InputError, match="Bits are a whole number"):
+            share_weights(model, bits)
+
+
 def test_refusals() -> None:
     tensor = torch.ones(2, 2)
     for bits in (0, 17, True):

@@ -24,7 +24,7 @@ from secateurs.pack.ledger import ledger
 from secateurs.pack.plain import plain
 from secateurs.pack.record import RAW, SPLIT, Record
 from secateurs.pack.split import LAYOUTS, bounds, joined, split
-from secateurs.testing.hostile import sealed
+from secateurs.testing.damage import sealed
 from secateurs.testing.packed import same_coded
 
 TYPES = sorted(LAYOUTS)

@@ -38,6 +38,7 @@ def test_sensitivity_is_drawn_by_value() -> None:
         "bare": ((0.0, 0.5, 0.9), (0.8, 0.7, 0.6)),
     }
     assert dict(zip(bars.y, bars.x, strict=True)) == {"conv": 0.0, "fc": 0.5, "bare": 0.0}
+    assert dict(zip(bars.y, bars.text, strict=True)) == {"conv": "0%", "fc": "50%", "bare": "0%"}
     assert sorted(shape.y0 for shape in drawn.layout.shapes) == pytest.approx([0.85, 0.9])
     assert len(figures.draw_sensitivity(scanned()).data) == 3
 

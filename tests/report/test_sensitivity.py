@@ -115,7 +115,7 @@ def test_a_fraction_that_removes_no_more_is_not_looked_at_again() -> None:
         calls.append(1)
         return float(len(calls))
 
-    model = nn.Sequential(nn.Linear(4, 3))  # three filters: 0, 0, 1, 1, 2 of them go
+    model = nn.Sequential(nn.Conv1d(4, 3, 1))  # three filters: 0, 0, 1, 1, 2 of them go
     found = sec.sensitivity(model, evaluate, pattern="filter", fractions=[0.0, 0.1, 0.2, 0.3, 0.6])
     assert found.metric == {"0.weight": (1.0, 1.0, 2.0, 2.0, 3.0)}
 
@@ -268,6 +268,18 @@ def test_channels_by_a_criterion_that_looks_at_data() -> None:
         by_hand[3].weight[:, order[:4]] = 0  # what reads them
     assert found.metric == {"0": (sec.accuracy(data)(by_hand),)}
     assert found.importance == "taylor"
+
+
+def test_weights_by_an_importance_that_looks_at_data() -> None:
+    model, data = network(), batches(1)
+    found = sec.sensitivity(model, data=data, importance="obd", fractions=(0.5,), only=["3"])
+    by_hand = network()
+    mask = sec.masks(by_hand, 0.5, importance="obd", data=data, only=["3"])["3.weight"]
+    by_hand.get_parameter("3.weight").data.mul_(mask)
+    assert found.metric == {"3.weight": (sec.accuracy(data)(by_hand),)}
+    assert found.importance == "obd"
+    with pytest.raises(sec.InputError, match="'obd' needs data"):
+        sec.sensitivity(model, sec.accuracy(data), importance="obd")
 
 
 def test_some_layers_only() -> None:

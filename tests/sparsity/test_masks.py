@@ -108,7 +108,7 @@ def test_taylor_is_the_change_of_a_linear_loss() -> None:
         after = (x @ changed.T * torch.arange(12.0).reshape(3, 4)).sum()
         before = (x @ layer.weight.detach().T * torch.arange(12.0).reshape(3, 4)).sum()
         change.append(abs(float(before - after)))
-    found = masks(layer, 0.5, pattern="filter", importance="taylor")["weight"].all(dim=1)
+    found = masks(layer, 0.5, pattern="block(1,6)", importance="taylor")["weight"].all(dim=1)
     assert sorted(range(4), key=change.__getitem__)[2:] == sorted(
         found.nonzero().flatten().tolist(), key=change.__getitem__
     )
@@ -235,6 +235,45 @@ def test_targets_by_globs_and_modules_that_hold_layers() -> None:
         assert kept == expected
     with pytest.raises(UnknownNameError, match="no weight named 'cnv"):
         masks(model, {"cnv*": 0.5})
+
+
+def test_targets_by_class() -> None:
+    model = nn.ModuleDict({"conv1": nn.Conv2d(2, 2, 1), "conv2": nn.Conv2d(2, 2, 1), "fc": mlp()})
+    for given, expected in (
+        ({nn.Linear: 0.9}, [None, None, 60, 30, 4]),
+        ({nn.Linear: 0.9, nn.Conv2d: 0.5}, [2, 2, 60, 30, 4]),
+        ({nn.Module: 0.5, nn.Linear: 0.9}, [2, 2, 60, 30, 4]),  # the nearer class
+        ({"conv2": 0.0, "fc.2": 0.0, "fc.?": 0.5, nn.Linear: 0.9, nn.Conv2d: 0.5}, [2, 4, 300, 300, 20]),
+    ):  # names before globs before classes
+        found = masks(model, given)
+        kept = [int(found[name].sum()) if name in found else None for name in layer_weights(model)]
+        assert kept == expected
+    by_deviation = masks(model, {nn.Linear: Threshold("std", 1.0), nn.Conv2d: Threshold("std", 0.5)})
+    assert torch.equal(by_deviation["fc.0.weight"], masks(model, Threshold("std", 1.0), only=["fc.0"])["fc.0.weight"])
+    assert torch.equal(by_deviation["conv1.weight"], masks(model, Threshold("std", 0.5))["conv1.weight"])
+
+
+def test_classes_that_do_not_decide_are_refused() -> None:
+    class Named:
+        pass
+
+    class Both(nn.Linear, Named):
+        pass
+
+    model = nn.Sequential(Both(4, 4))
+    assert int(masks(model, {nn.Linear: 0.5, Named: 0.5})["0.weight"].sum()) == 8
+    assert int(masks(model, {nn.Linear: 0.5, Both: 0.25, Named: 0.75})["0.weight"].sum()) == 12
+    with pytest.raises(InputError, match=r"different things of `0\.weight`.*Linear: 0\.5, Named: 0\.75"):
+        masks(model, {nn.Linear: 0.5, Named: 0.75})
+    assert int(masks(model, {nn.Linear: 0.5, Named: 0.75, "0": 0.25})["0.weight"].sum()) == 12
+    with pytest.raises(UnknownNameError, match="No Conv2d has a weight here.*there is Both"):
+        masks(model, {nn.Conv2d: 0.5})
+    with pytest.raises(InputError, match="7 names no layer"):
+        masks(model, {7: 0.5})
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Bilinear(2, 2, 4))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(InputError, match="different things"):
+        masks(tied, {nn.Linear: 0.5, nn.Bilinear: 0.75})
 
 
 def test_masks_nest() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from secateurs.sparsity import PATTERNS, Pattern, parse_pattern
+from secateurs.sparsity.layout import Layout
 from secateurs.testing.patterns import PatternConformance
 
 
@@ -48,6 +52,14 @@ class TestStrided(PatternConformance):
 
 class TestStridedWithChosenStart(PatternConformance):
     pattern = "strided(*,2)"
+
+
+@pytest.mark.parametrize("pattern", ["vector", "kernel", "filter"])
+def test_of_a_matrix_the_patterns_of_kernels_leave_single_weights(pattern: str) -> None:
+    for shape in ((8, 16), (7, 13), (1, 5), (5, 1)):
+        for layout in (Layout(), Layout(transposed=True)):
+            found, single = (parse_pattern(name).groups(shape, layout) for name in (pattern, "weight"))
+            assert torch.equal(found.ids, single.ids) and found.count == single.count
 
 
 def test_no_pattern_is_left_out() -> None:

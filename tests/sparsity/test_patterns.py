@@ -141,8 +141,20 @@ def test_simd_scores_a_tail_by_its_real_weights() -> None:
 def test_of_one_weight_each_pattern_is_plain_magnitude() -> None:
     linear = nn.Linear(9, 5)
     plain = masks(linear, 0.4)["weight"]
-    for name in ("vector", "kernel", "rows(1)", "block(1,1)", "simd(1)"):
+    for name in ("vector", "kernel", "filter", "rows(1)", "block(1,1)", "simd(1)"):
         assert torch.equal(masks(linear, 0.4, pattern=name)["weight"], plain), name
+
+
+def test_filters_leave_every_neuron_of_linear_layers_something() -> None:
+    """A row of a linear layer is a neuron, in the last one a class: half of the logits would be constants."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
+    found = masks(model, 0.5, pattern="filter")
+    assert found["0.weight"].flatten(1).any(1).tolist().count(False) == 4
+    assert torch.equal(found["2.weight"], masks(model, 0.5, only=["2"])["2.weight"])
+    assert bool(found["2.weight"].any(1).all())
+    gates = masks(nn.LSTM(6, 4), 0.5, pattern="filter")
+    assert all(int(mask.sum()) == mask.numel() // 2 and bool(mask.any(1).all()) for mask in gates.values())
 
 
 def test_coarser_patterns_remove_more_magnitude() -> None:

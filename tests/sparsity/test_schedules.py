@@ -147,7 +147,7 @@ def test_patterns_hold_at_every_step() -> None:
             assert int(blocks.max()) == 2
 
 
-@pytest.mark.parametrize("pattern", ["rows(4)", "block(3,2)", "filter"])
+@pytest.mark.parametrize("pattern", ["rows(4)", "block(3,2)", "block(1,99)"])
 def test_groups_die_whole_under_a_schedule(pattern: str) -> None:
     model = network()
     held = sec.sparsify(model, 0.7, pattern=pattern, schedule=sec.Gradual(begin=0, end=6, every=2))
@@ -159,6 +159,31 @@ def test_groups_die_whole_under_a_schedule(pattern: str) -> None:
         for mask in held.masks.values():
             grouping = form.groups(tuple(mask.shape))
             assert torch.equal(grouping.spread(grouping.kept(mask)), mask)
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_schedule_moves_the_factor_of_a_threshold(begin: int) -> None:
+    """Sigma on the curve from its start to its end, of all of W each time; no start, no way."""
+    model, schedule = network(), sec.Gradual(begin, begin + 8, every=2)
+    moving, still = sec.Threshold("mean_std", 1.0, start=-1.0), sec.Threshold("std", 0.5)
+    held = sec.sparsify(model, {"0": moving, "2": still}, mode="dense-update", schedule=schedule)
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for step in range(begin + 11):
+        dense = {name: tensor.clone() for name, tensor in held.dense.items()}
+        if schedule.due(step):
+            size = dense["0.weight"].double().abs()
+            sigma = 1 - 2 * (1 - (step - begin) / 8) ** 3
+            kept = size >= size.mean() + sigma * size.std(correction=0)
+            assert torch.equal(held.masks["0.weight"], kept)
+            flat = dense["2.weight"].double()
+            assert torch.equal(held.masks["2.weight"], flat.abs() >= 0.5 * flat.std(correction=0))
+            seen.append(sigma)
+        elif step < begin:
+            assert held.sparsity == 0
+        train(model, optimizer, step)
+        held.step()
+    assert seen == [-1.0, *sorted(seen)[1:-1], 1.0] and len(seen) == 5
+    assert held.settled() and not held.settled(begin + 7)
 
 
 def test_state_refuses_another_sparsifier() -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from train.networks import convolutional, images, loader, plain, points, same, state
 
+import secateurs as sec
 from secateurs.base.errors import InputError, TrainError, UnknownNameError
 from secateurs.train.distill import Distill, kept_channels, soft_loss
 from secateurs.train.finetune import FineTune, finetune
@@ -116,6 +121,53 @@ def test_kept_channels_come_from_the_plan() -> None:
     assert kept_channels(model, removed, ["0", "1", "2"]) == {"0": (0, 2), "1": (0, 2), "2": (1, 2, 3, 4)}
     with pytest.raises(UnknownNameError, match="'4'"):
         kept_channels(model, removed, ["4"])
+
+
+STILL_TO_COME: dict[str, dict[str, Any]] = {
+    "gradual": {"sparsity": sec.Sparsity(0.5, schedule=sec.Gradual(0, "75%"))},
+    "at once": {"sparsity": sec.Sparsity(0.5)},
+    "fixed": {"sparsity": sec.Sparsity(pattern="2:4")},
+    "soft": {"soft": sec.Soft(fraction=0.4)},
+    "gates": {"gates": sec.Gates(strength=0.02, start=0.82)},
+}
+
+
+@pytest.mark.parametrize("how", STILL_TO_COME)
+def test_a_training_that_prunes_learns_by_default_from_the_model_as_it_comes_in(how: str) -> None:
+    config = FineTune(epochs=2, lr=0.1, distil=Distill(alpha=1.0), progress=False, **STILL_TO_COME[how])
+    data, model = loader(images()), convolutional()
+    before = state(model)
+    result = finetune(model, data, config)
+    assert same(state(model), before)
+    assert same(state(result.model), state(finetune(model, data, config, teacher=copy.deepcopy(model)).model))
+    assert not same(state(result.model), state(finetune(model, data, config, teacher=convolutional(seed=9)).model))
+
+
+def test_the_default_teacher_does_not_change_while_its_student_does() -> None:
+    """Before the first step both agree and the loss is zero; at the second the student has moved, the teacher not."""
+    x, y = points()
+    model = plain()
+    gates = sec.Gates(strength=0.0, start=0.9)  # all stay open
+    config = FineTune(epochs=2, lr=0.5, schedule="constant", gates=gates, distil=Distill(alpha=0.5), progress=False)
+    first, second = finetune(model, [(x, y)], config).history
+    own = nn.functional.cross_entropy(model(x), y)
+    assert first.loss == pytest.approx(0.5 * float(own.detach()), rel=1e-5)
+    alone = replace(config, epochs=1)
+    after = finetune(model, [(x, y)], alone).model
+    with torch.no_grad():
+        expected = 0.5 * nn.functional.cross_entropy(after(x), y) + 0.5 * soft_loss(after(x), model(x), 4.0)
+    assert second.loss == pytest.approx(float(expected), rel=1e-5)
+    assert float(expected) > 0.5 * float(nn.functional.cross_entropy(after(x), y).detach())
+
+
+def test_a_model_that_may_be_cut_already_is_no_teacher_by_default() -> None:
+    data = [points()]
+    masks = sec.masks(plain(), 0.5)
+    for sparsity, held in ((None, None), (sec.Sparsity(hold_zeros=True), None), (None, masks),
+                           (sec.Sparsity(0.8), masks), (sec.Sparsity(0.8, hold_zeros=True), None)):  # fmt: skip
+        config = FineTune(distil=Distill(), sparsity=sparsity, progress=False)
+        with pytest.raises(InputError, match=r"needs a teacher.*may be cut already.*before the cut"):
+            finetune(plain(), data, config, masks=held)
 
 
 def test_bad_settings_are_refused() -> None:

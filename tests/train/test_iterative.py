@@ -53,6 +53,54 @@ def test_every_round_leaves_the_same_share(trained: nn.Module) -> None:
     assert "90.0%" in str(result)
 
 
+def test_parameters_and_macs_of_every_round() -> None:
+    """Per row of inputs, whatever the batch; the whole by shape, and what weights that are not zero do."""
+    model, data = convolutional(), loader(images(40))
+    result = sec.iterative_prune(model, data, sparsity=0.75, rounds=2, evaluate=lambda _: 0.0, retrain=RETRAIN)
+    one = next(iter(data))[0][:1]
+    assert result.macs == sec.count(model, one).macs
+    assert result.parameters == sum(item.numel() for item in model.parameters())
+    last = result.rounds[-1]
+    assert last.macs == sec.cost.effective_macs(result.model, one).total.effective
+    assert last.parameters == sum(int(item.count_nonzero()) for item in result.model.parameters())
+    assert last.kept < last.parameters < result.rounds[0].parameters
+    assert last.macs is not None and result.speed_up == result.macs / last.macs
+    assert 3.5 < result.speed_up < 4.5
+    assert result.compression == result.parameters / last.parameters
+    assert f"{last.macs:,}" in str(result) and "learning rate 0.05, seed 0" in str(result)
+    assert result.retrain == result.final == RETRAIN
+
+
+def test_what_cannot_be_captured_has_no_macs() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) < 2:
+                raise ValueError("one row is not enough")
+            return self.fc(x)
+
+    still = sec.FineTune(epochs=0, progress=False)
+    result = sec.iterative_prune(Listed(), DATA, sparsity=0.5, evaluate=lambda _: 0.0, retrain=still)
+    assert result.macs is None and result.speed_up is None and result.rounds[-1].macs is None
+    assert result.rounds[-1].parameters == 6 + 3
+    assert "MACs" in str(result)
+
+
+def test_retraining_has_l2_unless_told_otherwise(trained: nn.Module) -> None:
+    common: dict[str, Any] = {"sparsity": 0.6, "rounds": 2, "evaluate": lambda _: 0.0}
+    chance = torch.get_rng_state()
+    default = sec.iterative_prune(trained, DATA, **common)
+    assert torch.equal(chance, torch.get_rng_state())
+    l2 = sec.iterative_prune(trained, DATA, retrain=sec.FineTune(weight_decay=5e-4), **common)
+    none = sec.iterative_prune(trained, DATA, retrain=sec.FineTune(), **common)
+    assert same(state(default.model), state(l2.model))
+    assert not same(state(default.model), state(none.model))
+    assert sec.FineTune().weight_decay == 0
+
+
 def test_masks_nest_and_the_rest_goes_on_from_its_values(trained: nn.Module) -> None:
     """`evaluate` sees the model right after pruning and after retraining, in turn."""
     models: list[nn.Module] = []
@@ -263,6 +311,28 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path: Path) -> 
     again = run("broken", 0)
     assert again.stdout == whole.stdout
     assert (tmp_path / "broken.out").read_bytes() == (tmp_path / "whole.out").read_bytes()
+
+
+@pytest.mark.parametrize("importance", ["obd", "random", "taylor"])
+def test_rounds_by_what_the_data_says(trained: nn.Module, importance: str) -> None:
+    """The first round's masks are those of the model as it comes in; later ones nest, with the counts of all rounds."""
+    rounds: list[nn.Module] = []
+
+    def watch(model: nn.Module) -> float:
+        rounds.append(copy.deepcopy(model))
+        return 0.0
+
+    result = sec.iterative_prune(
+        trained, DATA, sparsity=0.75, rounds=2, evaluate=watch, retrain=RETRAIN, importance=importance, batches=None
+    )
+    assert [row.kept for row in result.rounds] == [105, 52]
+    _, first, _, second, _ = rounds
+    zeros = [{name: item == 0 for name, item in model.named_parameters() if item.dim() > 1} for model in rounds]
+    assert all(bool(zeros[3][name][mask].all()) for name, mask in zeros[1].items())
+    if importance != "random":
+        expected = sec.masks(trained, 0.5, importance=importance, data=DATA)
+        assert all(torch.equal(~mask, zeros[1][name]) for name, mask in expected.items())
+    assert not same(state(first), state(second))
 
 
 def test_bad_input(trained: nn.Module, tmp_path: Path) -> None:

@@ -78,10 +78,30 @@ def test_it_is_what_a_loop_of_ones_own_gives(mode: str) -> None:
     assert same(state(result.model), state(held.detach()))
 
 
-def test_gradients_are_there_when_an_update_looks_at_them() -> None:
-    """Taylor's criterion reads `.grad`: at step 5, not before, as there is none at step 0."""
-    config = training(sec.Sparsity(0.5, importance="taylor", schedule=sec.OneShot(5)))
-    assert zeros(sec.finetune(plain(), DATA, config).model) == {"0.weight": 12, "2.weight": 9}
+@pytest.mark.parametrize(
+    ("importance", "options"), [("taylor", None), ("obd", {"diagonal": "gauss_newton"}), ("taylor_weights", None)]
+)
+def test_importances_look_at_the_training_data_with_its_loss(importance: str, options: Any) -> None:
+    """Before the first step, at the weights that come in; of DATA, the first two batches."""
+
+    def halved(outputs: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, nn.functional.one_hot(target, 3).float()) / 2
+
+    sparsity = sec.Sparsity(0.5, importance=importance, options=options, batches=2)
+    data, model = loader(points(40), shuffle=False), plain()
+    result = sec.finetune(model, data, training(sparsity, loss=halved))
+    expected = sec.masks(model, 0.5, importance=importance, options=options, data=list(data)[:2], loss=halved)
+    assert result.masks is not None
+    assert all(torch.equal(mask, expected[name]) for name, mask in result.masks.items())
+    assert zeros(result.model) == {"0.weight": 12, "2.weight": 9}
+
+
+def test_a_training_goes_on_from_data_that_an_update_has_looked_at() -> None:
+    """Looking takes nothing from the training: the order of the data, chance and checkpoints are as without it."""
+    sparsity = sec.Sparsity(0.0, importance="obd", schedule=sec.Constant(2, 18, every=8))
+    looked = sec.finetune(convolutional(), loader(images(40)), training(sparsity))
+    plainly = sec.finetune(convolutional(), loader(images(40)), training(sec.Sparsity(0.0)))
+    assert same(state(looked.model), state(plainly.model))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +265,9 @@ def test_a_folder_of_other_zeros_is_refused(tmp_path: Path) -> None:
         (lambda: sec.Sparsity(0.5, mode="soft"), "give one of hard"),
         (lambda: sec.Sparsity(0.5, exclude="fc*"), r"exclude=\['fc\*'\]"),
         (lambda: sec.FineTune(soft=sec.Soft(), sparsity=sec.Sparsity(0.5)), "let one of them decide"),
+        (lambda: sec.sparsify(plain(), sec.Threshold("std", 1, start=0), schedule=sec.Constant()), "Nothing moves"),
+        (lambda: sec.masks(plain(), {"0": sec.Threshold("std", 1, start=0)}), "Nothing moves"),
+        (lambda: sec.Threshold("std", 1, start=-1), ">= 0"),
         (lambda: sec.Gradual("a while", "75%"), "not a moment"),
         (lambda: sec.sparsify(plain(), 0.5, schedule=sec.Gradual(0, "75%")), "length of the training is not known"),
         (lambda: sec.finetune(plain(), DATA, training(sec.Sparsity(0.5, schedule=sec.Gradual(0, 21)))), "ends before"),
@@ -265,6 +288,9 @@ def test_bad_input(make: Any, match: str) -> None:
         sec.Sparsity({"0": 0.5, "2": sec.Threshold("std", 1.0)}, exclude=["head.*"]),
         sec.Sparsity(sec.Threshold("mean_std", 0.5), mode="dense-update", schedule=sec.Constant()),
         sec.Sparsity(mode="dense-update", update=sec.Surgery(c={"0.weight": 2.0}), schedule=sec.Constant(end="80%")),
+        sec.Sparsity({nn.Linear: 0.5, "2": sec.Threshold("std", 1.0)}, only=[nn.Linear, "3"]),
+        sec.Sparsity(mode="dense-update", update=sec.Surgery(c={nn.Linear: 2.0}), schedule=sec.Constant()),
+        sec.Sparsity(sec.Threshold("mean_std", 0.5, start=-1.0), schedule=sec.Gradual(0, "75%")),
         sec.Sparsity(pattern="2:4"),
         sec.Sparsity(0.6, update=sec.GradientRegrowth(end="75%"), distribution="erk"),
         sec.Sparsity(hold_zeros=True),

@@ -65,6 +65,20 @@ def rows(tree: Any) -> int:
     return rows(items[0]) if items else 1
 
 
+def first_inputs(data: Iterable[Any], device: torch.device, purpose: str, *, seed: int = 0) -> Any:
+    """The inputs of the first batch of the first epoch, on the device; the process's random states stay as they are.
+
+    Raises `InputError` and `TrainError` for data that `Batches` refuses, or of which a batch is not a pair.
+    """
+    batches = Batches(data, limit=1, seed=seed)
+    try:
+        with seeded(derive(seed, "order", 0)):
+            inputs, _ = split(to_device(next(iter(batches.epoch(0))), device), f"batch 0 ({purpose})")
+    finally:
+        batches.close()
+    return inputs
+
+
 class Batches:
     """A loader, or anything else that can be iterated again and again, as `length` batches per epoch.
 

@@ -21,7 +21,10 @@ def operator(name: str) -> Any:
         if len(parts) != 3:
             raise AttributeError(name)
         namespace, op, overload = parts
-        return getattr(getattr(getattr(torch.ops, namespace), op), overload)
+        found = getattr(getattr(getattr(torch.ops, namespace), op), overload)
+        if not isinstance(found, torch._ops.OpOverload):
+            raise AttributeError(name)
+        return found
     except AttributeError as error:
         raise ArtifactError(
             explain(f"There is no operator {name!r} in this PyTorch", evidence=torch.__version__)
@@ -44,12 +47,13 @@ def fill(tree: Any, values: Mapping[int, Tensor]) -> Any:
 def last_use(nodes: tuple[Node, ...], outputs: tuple[int, ...]) -> dict[int, list[int]]:
     """For each node, the values that nothing reads after it."""
     last: dict[int, int] = {}
+    kept = set(outputs)
     for node in nodes:
         for value in (*node.inputs, *(out for out in node.outputs if out is not None)):
             last[value] = node.index
     done: dict[int, list[int]] = {}
     for value, index in last.items():
-        if value not in outputs:
+        if value not in kept:
             done.setdefault(index, []).append(value)
     return done
 

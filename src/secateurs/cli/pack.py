@@ -17,6 +17,7 @@ from secateurs.cli.running import loader
 from secateurs.deliver.tensors import read_state
 
 PANEL = "Quantisation"
+DEFAULT = "default"
 PackInputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -41,7 +42,11 @@ def pack(
     inputs: PackInputs = None,
     share: Annotated[
         str | None,
-        typer.Option(metavar="BITS", help="Share weights: 5, or by layer: 'conv*=8,fc*=5'.", rich_help_panel=PANEL),
+        typer.Option(
+            metavar="BITS",
+            help="Share weights: 5, or by layer: 'conv*=8,fc*=5'; default: 8 in convolutions, 5 in other layers.",
+            rich_help_panel=PANEL,
+        ),
     ] = None,
     integers: Annotated[
         str | None,
@@ -85,7 +90,7 @@ def pack(
         ledger = sec.pack(
             subject,
             out,
-            share=None if share is None else parse_bits(share, "--share"),
+            share=True if share == DEFAULT else None if share is None else parse_bits(share, "--share"),
             integers=None if integers is None else parse_bits(integers, "--int"),
             bytes=None if size is None else int(BYTES.parse(size)),
             data=loader(data),

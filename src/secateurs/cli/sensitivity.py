@@ -58,7 +58,8 @@ def sensitivity(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What counts as small: l1, l2, rms, mean; of channels, a criterion.",
+            help="What counts as small: l1, l2, rms, mean, random; by --data: obd, taylor, taylor_weights; "
+            "of channels, a criterion.",
             rich_help_panel=WHAT,
         ),
     ] = None,

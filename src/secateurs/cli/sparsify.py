@@ -20,14 +20,32 @@ from secateurs.cli.arguments import (
     Evaluate,
     Exclude,
     Factory,
+    Inputs,
     Seed,
     Weights,
     build_model,
     given,
+    parse_options,
 )
 from secateurs.cli.console import NOT_MET, progress, show, show_json
 from secateurs.cli.running import function, loader
-from secateurs.cli.sparsifying import HELD, REPORT, WEIGHTS, Judge, idle, made, packed, plain, save, wanted
+from secateurs.cli.sparsifying import (
+    HELD,
+    REPORT,
+    WEIGHTS,
+    Judge,
+    captured,
+    idle,
+    looks,
+    made,
+    packed,
+    plain,
+    save,
+    tidy,
+    training,
+    wanted,
+)
+from secateurs.cost.effective import effective_of
 from secateurs.report.sensitivity import ROUNDING
 from secateurs.report.sparsity import sparsity_report, sparsity_tables
 from secateurs.sparsity.schedules import Schedule
@@ -58,6 +76,7 @@ def sparsify(
     context: typer.Context,
     model: Factory,
     weights: Weights = None,
+    inputs: Inputs = None,
     sparsity: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Share of the groups that becomes zero, such as 0.9.", rich_help_panel=WHAT),
@@ -84,7 +103,19 @@ def sparsify(
     ] = None,
     importance: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What counts as small: l1, l2, rms, mean.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME",
+            help="What counts as small: l1, l2, rms, mean, random; by --data: obd, taylor, taylor_weights.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Option of the importance, such as diagonal=hutchinson. Repeatable.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     scope: Annotated[
         str,
@@ -104,6 +135,26 @@ def sparsify(
         int, typer.Option(min=0, help="Epochs of fine-tuning on --data, zeros held; 0 for none.", rich_help_panel=AFTER)
     ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate of fine-tuning.", rich_help_panel=AFTER)] = 0.01,
+    l1: Annotated[
+        float,
+        typer.Option(
+            "--l1",
+            min=0,
+            metavar="STRENGTH",
+            help="L1 on weight matrices and kernels, such as 1e-5: more weights near zero.",
+            rich_help_panel=AFTER,
+        ),
+    ] = 0.0,
+    l2: Annotated[
+        float,
+        typer.Option(
+            "--l2",
+            min=0,
+            metavar="STRENGTH",
+            help="L2 (weight decay), such as 5e-4: the better choice where training follows the zeros.",
+            rich_help_panel=AFTER,
+        ),
+    ] = 0.0,
     schedule: Annotated[
         str,
         typer.Option(
@@ -138,16 +189,18 @@ def sparsify(
     json: AsJson = False,
 ) -> None:
     """Make weights zero, in any pattern; exits 1 when more of the metric goes than --max-drop allows, 2 if refused."""
-    _check(context, epochs, data, evaluate, max_drop)
+    _check(context, epochs, data, evaluate, max_drop, importance)
     share, form = wanted(sparsity, targets, tolerance, pattern)
     asked = Sparsity(
-        share, pattern=form, importance=importance, scope=scope, distribution=distribution, exclude=tuple(exclude or ())
-    )
+        share, pattern=form, importance=importance, scope=scope, distribution=distribution,
+        exclude=tuple(exclude or ()), options=parse_options(option) if option else None,
+    )  # fmt: skip
     config = None
     if epochs:
         config = sec.FineTune(
-            epochs=epochs, lr=lr, sparsity=_during(asked, schedule, regrow), seed=seed, progress=not json
-        )
+            epochs=epochs, lr=lr, weight_decay=l2, penalty=sec.Penalty(kind="l1", strength=l1) if l1 else None,
+            sparsity=_during(asked, schedule, regrow), seed=seed, progress=not json,
+        )  # fmt: skip
     if out is not None:
         check_folder(out, owns=(WEIGHTS, REPORT))
     with progress(quiet=json) as stage:
@@ -155,13 +208,19 @@ def sparsify(
         network = build_model(model, weights, seed)
         original = copied(network, {})
         judge = Judge(function(evaluate), stage)
+        batches = loader(data)
+        graph = captured(network, inputs, batches, seed)
         judge("original", network)
-        network, names = made(network, asked, config, loader(data), judge, checkpoints)
+        network, names = made(network, asked, config, batches, judge, checkpoints, seed)
+        tidy(network)
         stage("pack")
         ledger = packed(network, original)
+        macs = None if graph is None else effective_of(graph, network)
+        found = sparsity_report(network, names, ledger, judge.metric, macs)
         report = {
-            "model": model, "asked": plain(asked), **sparsity_report(network, names, ledger, judge.metric),
-            "met": max_drop is None or judge.drop <= max_drop + ROUNDING,
+            "model": model, "weights_file": weights, "asked": {**plain(asked), "targets": targets},
+            "data": data, "evaluate": evaluate, "seed": seed, "training": training(config, schedule, regrow), **found,
+            "max_drop": max_drop, "met": max_drop is None or judge.drop <= max_drop + ROUNDING,
         }  # fmt: skip
         if out is not None:
             stage("save")
@@ -194,13 +253,20 @@ def _known(option: str, name: str, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-def _check(context: typer.Context, epochs: int, data: str | None, evaluate: str | None, max_drop: float | None) -> None:
+def _check(
+    context: typer.Context,
+    epochs: int,
+    data: str | None,
+    evaluate: str | None,
+    max_drop: float | None,
+    importance: str | None,
+) -> None:
     """An option that nothing would use is refused, not ignored."""
     names = given(context)
     if epochs and data is None:
         raise InputError(explain("There is no data to train on", next_step="add --data package.module:loader"))
-    for name in ("data", "lr", "schedule", "regrow", "checkpoints"):
-        if name in names and not epochs:
+    for name in ("data", "lr", "l1", "l2", "schedule", "regrow", "checkpoints"):
+        if name in names and not epochs and not (name == "data" and importance is not None and looks(importance)):
             raise idle(f"--{name}", "--epochs", "add --epochs, or leave it out")
     if max_drop is not None and evaluate is None:
         raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")

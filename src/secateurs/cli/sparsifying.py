@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,18 @@ import torch
 from torch import nn
 
 import secateurs as sec
+from secateurs.base.batches import device_of, first_inputs
 from secateurs.base.errors import InputError, explain
 from secateurs.base.files import write_folder
-from secateurs.cli.arguments import existing
+from secateurs.capture.graph import Graph
+from secateurs.capture.trace import capture
+from secateurs.cli.arguments import example_inputs, existing
+from secateurs.cost.effective import captured_row
 from secateurs.deliver.tensors import write_state
+from secateurs.pack.baseline import TINY
 from secateurs.pack.ledger import Ledger
 from secateurs.report.sensitivity import CHANNEL, Sensitivity
+from secateurs.sparsity.measured import needs_data
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.evaluate import checked_metric
 
@@ -52,6 +58,7 @@ def made(
     data: Any,
     judge: Judge,
     checkpoints: str | None,
+    seed: int,
 ) -> tuple[nn.Module, list[str]]:
     """The sparse network, which may be the one given, and the names of the weights that were to lose something."""
     names: list[str] = []
@@ -59,7 +66,7 @@ def made(
         judge.stage("sparsify")
         with sec.sparsify(
             network, asked.sparsity, pattern=asked.pattern, importance=asked.importance, scope=asked.scope,
-            distribution=asked.distribution, exclude=asked.exclude,
+            distribution=asked.distribution, exclude=asked.exclude, options=asked.options, data=data, seed=seed,
         ) as held:  # fmt: skip
             names = list(held.masks)
         judge("sparse", network)
@@ -77,12 +84,35 @@ def packed(network: nn.Module, original: nn.Module) -> Ledger:
         return sec.pack(network, Path(folder) / "model.sec", gzip=True, original=original)
 
 
-def save(network: nn.Module, report: dict[str, Any], out: str) -> None:
-    """The folder, whole or not at all. Zeros are +0.0."""
+def captured(network: nn.Module, inputs: Sequence[str] | None, data: Any, seed: int) -> Graph | None:
+    """The graph, to count MACs: on inputs of the shapes given, else on the first row of the data; None without both."""
+    if inputs:
+        args, kwargs = example_inputs(inputs, seed)
+        return capture(network, args, kwargs=kwargs)
+    if data is None:
+        return None
+    return captured_row(network, first_inputs(data, device_of(network), "to count MACs", seed=seed))
+
+
+def training(config: sec.FineTune | None, zeros: str, regrow: str | None) -> dict[str, Any] | None:
+    """How the zeros came and how it was trained, every number of it; None for no training."""
+    return None if config is None else {"zeros": zeros, "regrow": regrow, **config.identity()}
+
+
+def tidy(network: nn.Module) -> None:
+    """Parameters as they are exported: zeros are +0.0, and so is what is below the smallest normal float32.
+
+    Either would cost as much as any other number, in gzip and in the packed file.
+    """
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.is_floating_point():
-                parameter.add_(0.0)  # -0.0 + 0.0 is +0.0
+                parameter[parameter.abs() < TINY] = 0
+                parameter.add_(0.0)  # -0.0 + 0.0 is +0.0, in half precision too, which has nothing below
+
+
+def save(network: nn.Module, report: dict[str, Any], out: str) -> None:
+    """The folder, whole or not at all."""
     with write_folder(out) as place:
         write_state(network, place / WEIGHTS)
         (place / REPORT).write_text(dumps(report, indent=1) + "\n")
@@ -123,6 +153,11 @@ def wanted(
     return found, table.pattern
 
 
+def looks(importance: str) -> bool:
+    """Does this importance look at data?"""
+    return importance == "taylor" or needs_data(importance)
+
+
 def idle(option: str, without: str, next_step: str) -> InputError:
     return InputError(
         explain("An option has nothing to act on", evidence=f"{option} without {without}", next_step=next_step)
@@ -134,5 +169,5 @@ def plain(asked: Sparsity) -> dict[str, Any]:
     return {
         "sparsity": dict(share) if isinstance(share, Mapping) else share, "pattern": str(asked.pattern),
         "importance": asked.importance, "scope": asked.scope, "distribution": asked.distribution,
-        "exclude": list(asked.exclude),
+        "options": dict(asked.options or {}), "exclude": list(asked.exclude),
     }  # fmt: skip

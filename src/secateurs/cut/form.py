@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from secateurs.base.errors import ArtifactError, InputError, explain
 from secateurs.capture.batch import scale_sizes
-from secateurs.capture.graph import Graph, Node, map_refs
+from secateurs.capture.graph import Graph, Node, Ref, map_refs
 from secateurs.capture.run import last_use, operator
 from secateurs.couple.rules.registry import arguments, base_name
 from secateurs.cut.match import Matcher
@@ -49,17 +48,18 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph = graph
         self._paths: dict[int, tuple[nn.Module, str]] = {}
+        self.constant_names = tuple(graph.constants)
+        """Buffers that are part of the program, not of the weights; captured again, they stay constants."""
+        self._norms: dict[int, nn.Module] = {}
+        self._done = last_use(graph.nodes, graph.outputs)
+        self._inputs = [item.value for item in graph.inputs]
+        self._matcher = matcher
         for leaf in graph.leaves:
             tensor = graph.constants[leaf.name] if leaf.kind == "constant" else tensors[leaf.name]
             self._paths[leaf.value] = self._hold(leaf.name, leaf.kind, tensor)
         for leaf in graph.unread:
             self._hold(leaf.name, leaf.kind, tensors[leaf.name])
-        self.constant_names = tuple(graph.constants)
-        """Buffers that are part of the program, not of the weights; captured again, they stay constants."""
         self._norms = self._make_norms()
-        self._done = last_use(graph.nodes, graph.outputs)
-        self._inputs = [item.value for item in graph.inputs]
-        self._matcher = matcher
         self.eval()
 
     def _hold(self, name: str, kind: str, tensor: Tensor) -> tuple[nn.Module, str]:
@@ -67,8 +67,10 @@ class GraphModule(nn.Module):
         owner: nn.Module = self
         for part in path:
             if not isinstance(owner._modules.get(part), nn.Module):
+                _check_free(owner, part, name)
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
+        _check_free(owner, last, name)
         if kind == "parameter":
             keep = tensor.requires_grad if isinstance(tensor, nn.Parameter) else tensor.is_floating_point()
             owner.register_parameter(last, nn.Parameter(tensor.detach().clone(), requires_grad=keep))
@@ -77,7 +79,10 @@ class GraphModule(nn.Module):
         return owner, last
 
     def _make_norms(self) -> dict[int, nn.Module]:
-        """A batch-norm module for every node that reads the tensors of one module path; nodes may share it."""
+        """A batch-norm module for every node that reads the tensors of one module path; nodes may share it.
+
+        The whole model cannot be one: a network that is a single batch norm stays an operator.
+        """
         names = {leaf.value: leaf.name for leaf in self.graph.leaves}
         made: dict[str, tuple[dict[str, int], nn.Module]] = {}
         norms: dict[int, nn.Module] = {}
@@ -86,13 +91,15 @@ class GraphModule(nn.Module):
                 continue
             given = arguments(node)
             keys = ("weight", "bias", "running_mean", "running_var")
-            mine = {key: given[key].value for key in keys if given[key] is not None}
+            mine = {key: given[key].value for key in keys if isinstance(given[key], Ref)}
             proper = all(names.get(value, "").rpartition(".")[2] == key for key, value in mine.items())
             owners = {names.get(value, "").rpartition(".")[0] for value in mine.values()}
             whole = {"running_mean", "running_var"} <= mine.keys() and ("weight" in mine) == ("bias" in mine)
-            if not (proper and whole and len(owners) == 1) or given["training"]:
+            if not (proper and whole and len(owners) == 1 and isinstance(given["input"], Ref)) or given["training"]:
                 continue
             path = owners.pop()
+            if not path:
+                continue
             if path not in made:
                 made[path] = (mine, self._norm(path, mine, given))
             if made[path][0] == mine:
@@ -126,9 +133,10 @@ class GraphModule(nn.Module):
         for node in self.graph.nodes:
             try:
                 results = self._run(node, values, batch, given[0].device)
-            except RuntimeError as error:
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 self._explain(node, given, error)
                 raise
+            self._check_count(node, given, len(results))
             for out, result in zip(node.outputs, results, strict=True):
                 if out is not None:
                     values[out] = result
@@ -137,7 +145,14 @@ class GraphModule(nn.Module):
         output = map_refs(self.graph.output, lambda ref: self._read(ref.value, values))
         return scale_sizes(output, batch, given[0].device) if self._matcher.numbers else output
 
-    def _explain(self, node: Node, given: list[Tensor], error: RuntimeError) -> None:
+    def _check_count(self, node: Node, given: list[Tensor], count: int) -> None:
+        """Operators such as `split` give as many tensors as their input has pieces."""
+        if count != len(node.outputs):
+            error = ValueError(f"{count} results instead of {len(node.outputs)}")
+            self._explain(node, given, error)
+            raise InputError(explain(f"This graph can not run: {error}", where=node.where))
+
+    def _explain(self, node: Node, given: list[Tensor], error: Exception) -> None:
         """If the inputs are not shaped as captured, that is the likely cause."""
         for item, tensor in zip(self.graph.inputs, given, strict=True):
             expected = self.graph.values[item.value].shape
@@ -179,22 +194,28 @@ class GraphModule(nn.Module):
 
         Tensors may be there under further names that they had in the original.
         """
-        missing = {leaf[0] for leaf in _leaf_names(text)} - set(tensors)
-        if missing:
-            raise ArtifactError(explain("The tensors do not fit the graph", evidence=f"`{min(missing)}` is missing"))
-        module = cls(graph_from_json(text, tensors), tensors)
-        graph = module.graph
+        graph = graph_from_json(text, tensors)
         further = {name for leaf in (*graph.leaves, *graph.unread) for name in leaf.names[1:]}
-        module.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in further})
+        try:
+            module = cls(graph, tensors)
+            module.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in further})
+        except (InputError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            evidence = f"{type(error).__name__}: {error}"[:500]
+            raise ArtifactError(explain("The tensors do not fit the graph", evidence=evidence)) from error
         return module
 
     def extra_repr(self) -> str:
         return f"{len(self.graph.nodes)} operators, inputs {', '.join(item.name for item in self.graph.inputs)}"
 
 
-def _leaf_names(text: str) -> list[list[Any]]:
-    try:
-        leaves: list[list[Any]] = json.loads(text)["leaves"]
-        return leaves
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(explain("This is not a Secateurs graph", evidence=repr(error)[:200])) from error
+def _check_free(owner: nn.Module, part: str, name: str) -> None:
+    """Raises `InputError` where a module of this program has something else of that name."""
+    if not part or hasattr(owner, part):
+        raise InputError(
+            explain(
+                "The graph form has no room for a tensor of this name",
+                where=f"`{name}`",
+                evidence=f"`{part}` is taken by something else there" if part else "a part of the name is empty",
+                next_step="rename that attribute of the model",
+            )
+        )

@@ -9,26 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateurs.base.errors import ArtifactError, explain
+from secateurs.base.errors import ArtifactError, InputError, explain
 from secateurs.capture.batch import Scaled
-from secateurs.capture.bind import Calling, Parameters, is_literal
+from secateurs.capture.bind import Calling, Parameters
 from secateurs.capture.graph import Graph, Input, Leaf, Node, Ref, Value
-from secateurs.capture.run import operator
+from secateurs.cut.sound import LARGEST, check, known, whole, word
 
 FORMAT = 1
-NAMESPACES = ("aten", "torchvision")
+WAYS = ("traced", "exported", "recorded")
 _TORCH_NAMES = {
     "dtype": torch.dtype,
     "memory_format": torch.memory_format,
     "layout": torch.layout,
 }
+_NAMED = {
+    kind: {name: item for name, item in sorted(vars(torch).items()) if isinstance(item, of)}
+    for kind, of in _TORCH_NAMES.items()
+}
+"""What a text may name of `torch`, listed beforehand: looking up whatever it says would import submodules."""
 
 
 def graph_to_json(graph: Graph) -> str:
     """The program as text; tensors stay outside, under their leaf names.
 
     The same program gives the same text: memory is numbered in the order of the values, not named by its address.
+    Raises `InputError` for a graph that `graph_from_json` would not take, as its operators are not PyTorch's own.
     """
+    _check_operators(graph)
     memory: dict[int, int] = {}
     return json.dumps(
         {
@@ -60,46 +67,74 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> Graph:
 
     A program without `calling` knows nothing of its call but the number of tensors (see `Matcher`).
 
-    Raises `ArtifactError` for text that is not such a graph, names an operator outside PyTorch's own namespaces, or
-    refers to values and tensors that are not there.
+    Raises `ArtifactError` for text that is not such a graph, calls an operator that a file may not call (see `sound`),
+    or refers to values and tensors that are not there.
     """
     try:
-        data: dict[str, Any] = json.loads(text)
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']}")
-        values = tuple(
-            Value(i, tuple(int(n) for n in shape), _named("dtype", dtype), producer, int(storage))
-            for i, (shape, dtype, producer, storage) in enumerate(data["values"])
-        )
-        leaves = tuple(
-            Leaf(name, tuple(names), kind, value, values[value].shape, values[value].dtype)
-            for name, names, kind, value in data["leaves"]
-        )
-        nodes = tuple(
-            Node(i, _known(op), tuple(_unpack(args)), _unpack(kwargs), tuple(outputs), bool(listed), module, "")
-            for i, (op, args, kwargs, outputs, listed, module) in enumerate(data["nodes"])
-        )
-        graph = Graph(
-            nodes=nodes,
-            values=values,
-            leaves=leaves,
-            inputs=tuple(Input(name, value) for name, value in data["inputs"]),
-            output=_unpack(data["output"]),
-            unread=tuple(
-                Leaf(name, tuple(names), kind, -1, tuple(shape), _named("dtype", dtype))
-                for name, names, kind, shape, dtype in data["unread"]
-            ),
-            constants={leaf.name: tensors[leaf.name] for leaf in leaves if leaf.kind == "constant"},
-            how=data["how"],
-            notes=tuple(data["notes"]),
-            calling=_unpacked_call(data.get("calling")),
-        )
-        _check(graph, tensors)
+        graph = _graph(json.loads(text), tensors)
+        check(graph, tensors)
         return graph
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ArtifactError(
-            explain("This is not a Secateurs graph", evidence=f"{type(error).__name__}: {error}")
-        ) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:  # RecursionError too
+        evidence = f"{type(error).__name__}: {error}"[:500]
+        raise ArtifactError(explain("This is not a Secateurs graph", evidence=evidence)) from error
+
+
+def _graph(data: Any, tensors: Mapping[str, Tensor]) -> Graph:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']}")
+    if data["how"] not in WAYS:
+        raise ValueError(f"it was captured in no way that is known: {data['how']!r}")
+    values = tuple(
+        Value(i, _shape(shape), _named("dtype", dtype), None if producer is None else whole(producer), whole(storage))
+        for i, (shape, dtype, producer, storage) in enumerate(data["values"])
+    )
+    leaves = tuple(
+        Leaf(word(name), tuple(map(word, names)), kind, whole(value), values[value].shape, values[value].dtype)
+        for name, names, kind, value in data["leaves"]
+    )
+    missing = {name for name, *_ in (*data["leaves"], *data["unread"])} - tensors.keys()
+    if missing:
+        raise ValueError(f"`{min(missing)}` is missing among the tensors")
+    return Graph(
+        nodes=tuple(_node(place, *item) for place, item in enumerate(data["nodes"])),
+        values=values,
+        leaves=leaves,
+        inputs=tuple(Input(word(name), whole(value)) for name, value in data["inputs"]),
+        output=_unpack(data["output"]),
+        unread=tuple(
+            Leaf(word(name), tuple(map(word, names)), kind, -1, _shape(shape), _named("dtype", dtype))
+            for name, names, kind, shape, dtype in data["unread"]
+        ),
+        constants={leaf.name: tensors[leaf.name] for leaf in leaves if leaf.kind == "constant"},
+        how=data["how"],
+        notes=tuple(map(word, data["notes"])),
+        calling=_unpacked_call(data.get("calling")),
+    )
+
+
+def _node(place: int, op: Any, args: Any, kwargs: Any, outputs: Any, listed: Any, module: Any) -> Node:
+    keywords = {word(key): item for key, item in _unpack(kwargs).items()}
+    given = tuple(None if out is None else whole(out) for out in outputs)
+    return Node(place, known(op), tuple(_unpack(args)), keywords, given, bool(listed), word(module), "")
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    return tuple(whole(size) for size in sizes)
+
+
+def _check_operators(graph: Graph) -> None:
+    for node in graph.nodes:
+        try:
+            known(node.op)
+        except ValueError as error:
+            raise InputError(
+                explain(
+                    "This program cannot be stored",
+                    where=node.where,
+                    evidence=str(error),
+                    next_step="store the tensors alone and load them into the class: pack without example inputs",
+                )
+            ) from error
 
 
 def _packed_call(calling: Calling | None) -> Any:
@@ -113,43 +148,7 @@ def _unpacked_call(data: Any) -> Calling | None:
     if data is None:
         return None
     positional, defaults, leaves = data
-    return Calling(Parameters(tuple(map(str, positional)), _unpack(defaults)), _unpack(leaves))
-
-
-def _check_call(graph: Graph, calling: Calling) -> None:
-    given = {leaf.value for leaf in calling.leaves.values() if isinstance(leaf, Ref)}
-    if given != {item.value for item in graph.inputs}:
-        raise ValueError("the call does not hold the inputs")
-    rest = [leaf for leaf in calling.leaves.values() if not isinstance(leaf, Ref)]
-    if not all(is_literal(item) for item in (*rest, *calling.parameters.defaults.values())):
-        raise ValueError("the call holds something that is neither a tensor nor a literal")
-
-
-def _check(graph: Graph, tensors: Mapping[str, Tensor]) -> None:
-    if graph.calling is not None:
-        _check_call(graph, graph.calling)
-    ready = {item.value for item in graph.inputs}
-    for leaf in (*graph.leaves, *graph.unread):
-        if tuple(tensors[leaf.name].shape) != leaf.shape:
-            raise ValueError(f"`{leaf.name}` has shape {tuple(tensors[leaf.name].shape)}, the graph says {leaf.shape}")
-        ready.add(leaf.value)
-    ready.discard(-1)
-    for node in graph.nodes:
-        missing = set(node.inputs) - ready
-        if missing:
-            raise ValueError(f"node {node.index} reads value {min(missing)} before it exists")
-        ready |= {out for out in node.outputs if out is not None}
-    if not set(graph.outputs) <= ready:
-        raise ValueError("an output is never computed")
-
-
-def _known(op: str) -> str:
-    if op.split(".")[0] not in NAMESPACES:
-        raise ValueError(f"operator {op!r} is outside {' and '.join(NAMESPACES)}")
-    schema = operator(op)._schema
-    if any(argument.name == "filename" for argument in schema.arguments):
-        raise ValueError(f"operator {op!r} touches files")
-    return op
+    return Calling(Parameters(tuple(map(word, positional)), dict(_unpack(defaults))), dict(_unpack(leaves)))
 
 
 def _pack(tree: Any) -> Any:
@@ -185,25 +184,25 @@ def _unpack(tree: Any) -> Any:
         return tree
     ((key, item),) = tree.items()
     if key == "$value":
-        return Ref(int(item))
+        return Ref(whole(item))
     if key == "$size":
-        return Scaled(int(item[0]), int(item[1]))
+        return Scaled(*(whole(size, -LARGEST) for size in item))
     if key == "$map":
-        return {name: _unpack(part) for name, part in item}
+        return {word(name): _unpack(part) for name, part in item}
     if key == "$tuple":
         return tuple(_unpack(part) for part in item)
     if key == "$float":
-        return float(item)
+        return float(word(item))
     if key == "$complex":
         return complex(*item)
     if key == "$device":
-        return torch.device(str(item))
+        return torch.device(word(item))
     return _named(key[1:], item)
 
 
 def _named(kind: str, text: str) -> Any:
-    """`torch.float32` and the like, checked to be what they should be."""
-    found = getattr(torch, text.removeprefix("torch."))
-    if not isinstance(found, _TORCH_NAMES[kind]):
-        raise ValueError(f"{text!r} is no {kind}")
+    """`torch.float32` and the like, if they are of this kind."""
+    found = _NAMED[kind].get(word(text).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"{text[:50]!r} is no {kind}")
     return found

@@ -201,7 +201,7 @@ def _graph_module(source: Path, state: Mapping[str, Tensor]) -> nn.Module:
     try:
         text = (source / listing.GRAPH).read_text(encoding="utf-8")
         return GraphModule.from_json(text, state).eval()
-    except (ArtifactError, UnicodeDecodeError, RecursionError, RuntimeError) as error:
+    except (ArtifactError, UnicodeDecodeError) as error:
         raise listing.refused(source / listing.GRAPH, str(error)[:500], "The saved program cannot be used") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from secateurs.deliver.program import from_program, programmed, without_constant
 from secateurs.deliver.state import State, Subject, contents, holder, state_of, unwrapped
 from secateurs.deliver.tensors import distinct, give_biases, load_into
 from secateurs.deliver.within import Beside, within
-from secateurs.pack.baseline import Baseline, form_bytes, gzip_bytes, raw_bytes
+from secateurs.pack.baseline import TINY, Baseline, form_bytes, gzip_bytes, raw_bytes, weights_alone
 from secateurs.pack.chosen import Bits
 from secateurs.pack.coded import Coded
 from secateurs.pack.container import GRAPH, Packed, read, write
@@ -25,6 +26,9 @@ from secateurs.pack.dtypes import in_memory
 from secateurs.pack.integers import coded_integers
 from secateurs.pack.ledger import Ledger, ledger
 from secateurs.pack.shared_model import coded_shared
+
+MANY = 0.01
+"""The share of a tensor's values above which subnormal ones are worth a word."""
 
 
 def pack(
@@ -47,17 +51,19 @@ def pack(
     """Writes parameters and persistent buffers as the file `path`, whole or not at all; what every byte is for.
 
     `model` may be what `share_weights`, `quantise_weights` and `mixed_bits` give: then their codes are stored. Or one
-    of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`),
-    `bytes` the size that the file may have. `data`, batches `(inputs, target)`, of which the first `batches` are used
-    (0 for all), makes them err where it matters least. `biases`: bits of integers for the biases of layers. Without any
-    of these nothing is quantised: what `unpack` gives is what was packed, bit for bit (-0.0 becomes +0.0).
+    of them is done here: `share` and `integers` take bits, one number or globs over layers (`{"conv*": 8, "fc": 5}`;
+    `share=True` is 8 for kernels, 5 for matrices), `bytes` the size that the file may have. `data`, batches
+    `(inputs, target)`, of which the first `batches` are used (0 for all), makes them err where it matters least.
+    `biases`: bits of integers for the biases of layers. Without any of these nothing is quantised: what `unpack` gives
+    is what was packed, bit for bit (-0.0 becomes +0.0). Values below the smallest normal float32 (1e-40) that are no
+    zeros are kept, too; many of them bring a warning, since they cost what others do.
 
     Zeros are left out where that is smaller. With `example_inputs` (what the model is called on: a tensor, a tuple, or
     a dict of keyword arguments) the file holds the program too, proven to give the same outputs, so that `unpack` runs
     it without the class; a model in graph form always brings its program along. `gzip` adds what gzip makes of the
-    float32 weights before (`original`, or the model itself) and after, and their size in sparse rows, with gaps and in
-    groups, unquantised and without an entropy coder. `coded` holds tensors that were quantised
-    elsewhere, by name. The model is not modified.
+    float32 values before (`original`, or the model itself) and after, of all and of the weights alone, and their size
+    in sparse rows, with gaps and in groups, unquantised and without an entropy coder. `coded` holds tensors that were
+    quantised elsewhere, by name. The model is not modified.
 
     Raises `InputError` for anything that is no model or does not fit, `BudgetError` when `bytes` are too few,
     `WriteError` when the disk does not take it; with `example_inputs`, what `capture` and `cut` raise.
@@ -70,14 +76,17 @@ def pack(
         raise InputError(explain("These weights are quantised already", next_step="leave out share, integers, bytes"))
     beside = Beside(biases, metadata, program, coded or {})
     found = _quantised(subject, **asked, data=data, batches=batches, beside=beside, seed=seed)  # type: ignore[arg-type]
-    whole = contents(subject, {**own, **found, **(coded or {})}, biases, program)
+    codes = {**own, **found, **(coded or {})}
+    _warn_of_subnormal({name: item for name, item in distinct(state_of(subject))[0].items() if name not in codes})
+    whole = contents(subject, codes, biases, program)
     write(path, whole.tensors, metadata, tied=whole.tied, texts=whole.texts)
     packed = read(path, limit=1 << 62)
     book = ledger(packed)
     if gzip:
         old, new = _floats(distinct(state_of(before))[0]), _floats(_tensors(packed))
         sizes = raw_bytes(old), gzip_bytes(old), gzip_bytes(new)
-        book = book.with_baseline(Baseline(*sizes, form_bytes(new)))
+        alone = (gzip_bytes(some) if (some := weights_alone(each)) else 0 for each in (old, new))
+        book = book.with_baseline(Baseline(*sizes, form_bytes(new), *alone))
     return book
 
 
@@ -90,6 +99,9 @@ def unpack(
 
     `build`: a class or function without arguments that makes a model with tensors of these names, shapes and types.
     `limit`: bytes to which the file may decode.
+
+    Whatever the file says, nothing of it is run here. A program, when it is run, calls operators of PyTorch on its own
+    tensors and the inputs, and nothing else; it takes the time and memory that it asks for.
 
     Raises `ArtifactError` when the file is cut short, altered or not one of ours, or, naming the first difference, when
     its tensors do not fit.
@@ -131,11 +143,34 @@ def _quantised(
         )
     subject = model if isinstance(model, nn.Module) else holder(model)
     if share is not None:
-        return coded_shared(subject, share, data=data, batches=batches or None, seed=seed)
+        return coded_shared(subject, None if share is True else share, data=data, batches=batches or None, seed=seed)
     if integers is not None:
         return coded_integers(subject, integers, data=data, batches=batches or None, seed=seed)
     assert bytes is not None
     return within(subject, bytes, beside, data=data, batches=batches or None, seed=seed).coded
+
+
+def _warn_of_subnormal(state: State) -> None:
+    """Warns of tensors with many values that are not zero and too small to count."""
+    found: dict[str, int] = {}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.layout == torch.strided and tensor.device.type != "meta":
+            numbers = tensor.detach()
+            numbers = numbers if numbers.dtype in (torch.float32, torch.float64) else numbers.float()
+            count = int(((numbers != 0) & (numbers.abs() < TINY)).sum())
+            if count > MANY * tensor.numel():
+                found[name] = count
+    if found:
+        name, count = max(found.items(), key=lambda item: item[1])
+        warnings.warn(
+            explain(
+                f"{sum(found.values()):,} values are not zero, but too small to count for anything",
+                where=f"`{name}`: {count:,} of {state[name].numel():,}" + (" and others" if len(found) > 1 else ""),
+                evidence="below 2^-126, the smallest normal float32; each is stored like any other number",
+                next_step="set them to zero first: weight[weight.abs() < 2**-126] = 0",
+            ),
+            stacklevel=3,
+        )
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> Tensor:

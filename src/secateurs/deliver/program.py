@@ -43,7 +43,7 @@ def from_program(program: str, state: Mapping[str, Tensor], where: str) -> Graph
     """The model of a stored program, in eval mode. Raises `ArtifactError` when the two do not fit each other."""
     try:
         return GraphModule.from_json(program, state).eval()
-    except (ArtifactError, RecursionError, RuntimeError) as error:
+    except ArtifactError as error:
         raise ArtifactError(
             explain("The packed program cannot be used", where=where, evidence=str(error)[:500])
         ) from error

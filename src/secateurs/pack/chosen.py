@@ -15,9 +15,9 @@ from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.capture.copying import copied
 from secateurs.pack.coded import Bools, Coded, Floats
 
-Bits = int | Mapping[str, int | None]
-"""One number for every weight matrix and kernel; or globs over names and module paths, of which the first that matches
-counts. None, or no match: the tensor stays as it is."""
+Bits = int | Mapping[Any, int | None]
+"""One number for every weight matrix and kernel; or globs over names and module paths, and classes of modules, of which
+the first that matches counts, globs before classes. None, or no match: the tensor stays as it is."""
 
 
 def weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -28,23 +28,31 @@ def weights(model: nn.Module) -> dict[str, nn.Parameter]:
 def chosen(model: nn.Module, bits: Bits) -> dict[str, int]:
     """`{parameter name: bits}` for the weights that `bits` chooses.
 
-    Raises `UnknownNameError` for a glob that fits no weight and `InputError` when none is chosen, or for bits that are
-    no whole numbers.
+    Raises `UnknownNameError` for a glob or class that fits no weight and `InputError` when none is chosen, or for bits
+    that are no whole numbers.
     """
     _check_bits(bits)
-    named = weights(model)
-    globs: Mapping[str, int | None] = {"*": bits} if isinstance(bits, int) else bits
-    for glob in globs:
-        if named and not any(_fits(name, glob) for name in named):
-            close = nearest(glob, [*named, *(name.rpartition(".")[0] for name in named)])
+    named, kinds = weights(model), _kinds(model)
+    given: Mapping[Any, int | None] = {"*": bits} if isinstance(bits, int) else bits
+    keys = sorted(given, key=lambda key: isinstance(key, type))
+
+    def fits(name: str, key: str | type) -> bool:
+        if isinstance(key, type):
+            return any(issubclass(kind, key) for kind in kinds[id(named[name])])
+        return fnmatchcase(name, key) or fnmatchcase(name.rpartition(".")[0], key)
+
+    for key in keys:
+        if named and not any(fits(name, key) for name in named):
+            text = key.__name__ if isinstance(key, type) else repr(key)
+            close = [] if isinstance(key, type) else nearest(key, [*named, *(n.rpartition(".")[0] for n in named)])
             raise UnknownNameError(
                 explain(
-                    f"No weight is named {glob!r}",
+                    f"No weight is {'of a' if isinstance(key, type) else 'named'} {text}",
                     evidence=f"{len(named)} weight matrices and kernels, such as {', '.join(list(named)[:3])}",
                     next_step=f"did you mean {close[0]!r}?" if close else "name parameters, module paths, or globs",
                 )
             )
-    wanted = {name: next((globs[glob] for glob in globs if _fits(name, glob)), None) for name in named}
+    wanted = {name: next((given[key] for key in keys if fits(name, key)), None) for name in named}
     found = {name: number for name, number in wanted.items() if number is not None}
     if not found:
         raise InputError(explain("No weight is chosen to be coded", evidence=f"the model has {len(named)}"))
@@ -54,9 +62,9 @@ def chosen(model: nn.Module, bits: Bits) -> dict[str, int]:
 def _check_bits(bits: Bits) -> None:
     """Raises `InputError` unless a whole number, or such numbers and None by glob."""
     each: Mapping[Any, Any] = bits if isinstance(bits, Mapping) else {"*": bits}
-    for glob, number in each.items():
-        whole = isinstance(number, int) or (number is None and isinstance(bits, Mapping))
-        if not isinstance(glob, str) or not whole:
+    for key, number in each.items():
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if not isinstance(key, (str, type)) or not (whole or (number is None and isinstance(bits, Mapping))):
             raise InputError(
                 explain(
                     "Bits are a whole number, or such numbers by layer",
@@ -66,8 +74,13 @@ def _check_bits(bits: Bits) -> None:
             )
 
 
-def _fits(name: str, glob: str) -> bool:
-    return fnmatchcase(name, glob) or fnmatchcase(name.rpartition(".")[0], glob)
+def _kinds(model: nn.Module) -> dict[int, list[type]]:
+    """Classes of the modules that own a parameter, by its identity."""
+    found: dict[int, list[type]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            found.setdefault(id(parameter), []).append(type(module))
+    return found
 
 
 def numbers(tensor: Tensor) -> Floats:

@@ -47,6 +47,8 @@ LONGEST_TEXT_NAME = 64
 LEAST_LIMIT = 1 << 28
 LIMIT_FACTOR = 1024
 """A file may decode to this many times its size, or to `LEAST_LIMIT` bytes if that is more, unless told otherwise."""
+JSON_FACTOR = 32
+"""What a text of JSON takes once it is parsed: an empty list, three bytes of text with its comma, takes 80."""
 
 
 @dataclass(frozen=True)
@@ -361,6 +363,7 @@ def _read_header(header: bytes, limit: int, contents: int) -> tuple[list[Text], 
     before, left = b"", max(0, limit)
     for _ in range(cursor.number(len(header))):
         texts.append(_read_text(cursor, left))
+        _check_parsed(texts[-1], max(limit, LEAST_LIMIT))
         left -= texts[-1].plain
     for _ in range(cursor.number(len(header))):
         records.append(read_record(cursor, before, left, contents))
@@ -383,6 +386,14 @@ def _read_text(cursor: Cursor, limit: int) -> Text:
     if stored > plain:
         raise refused(f"a text of {plain:,} bytes takes {stored:,}")
     return Text(name, stored, plain, int.from_bytes(cursor.take(CHECK), "little"), cursor.at - start)
+
+
+def _check_parsed(text: Text, limit: int) -> None:
+    if text.name in (METADATA, GRAPH) and text.plain * JSON_FACTOR > limit:
+        raise refused(
+            f"the {text.name} of {text.plain:,} bytes, once it is parsed, is above the limit of {limit:,} bytes",
+            next_step="if you trust the file, read it with a larger `limit`",
+        )
 
 
 def _located(error: ArtifactError, where: str) -> ArtifactError:

@@ -121,10 +121,11 @@ class Ledger:
         if self.baseline is None:
             return f"{self.bytes:,} bytes."
         base = self.baseline
+        alone = "" if base.weights_rate is None else f" (weights alone: rate {base.weights_rate:.2%})"
         return (
             f"{self.bytes:,} bytes, {base.raw / self.bytes:.2f} times smaller than {base.raw:,} bytes of float32. "
             f"With gzip alone {base.gzip_original:,} -> {base.gzip_packed:,} bytes: rate {base.rate:.2%}, "
-            f"factor {base.factor:.4f}."
+            f"factor {base.factor:.4f}{alone}."
             + "".join(f" {FORMS[name]} {size:,} bytes." for name, size in base.forms.items())
         )
 

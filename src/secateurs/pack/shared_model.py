@@ -16,15 +16,18 @@ from torch.func import functional_call
 
 from secateurs.base.batches import derive
 from secateurs.base.errors import InputError, explain
-from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, with_coded
+from secateurs.pack.chosen import Bits, chosen, dtype_name, of_names, weights, with_coded
 from secateurs.pack.coded import Coded, Codes, Shared
 from secateurs.pack.moments import moments_for
 from secateurs.pack.sharing import share
 
+KERNELS, MATRICES = 8, 5
+"""Bits of shared weights in convolutions and in linear layers, in the paper's own networks."""
+
 
 def share_weights(
     model: nn.Module,
-    bits: Bits,
+    bits: Bits | None = None,
     *,
     start: str = "linear",
     importance: Mapping[str, Tensor] | None = None,
@@ -36,8 +39,9 @@ def share_weights(
 ) -> SharedModel:
     """The model with the non-zero entries of each weight matrix and kernel clustered to `2^bits` numbers of its own.
 
-    `bits`: one number, or globs over parameter names and module paths (`{"conv*": 8, "fc": 5}`; the first match
-    counts, None or no match leaves the tensor alone). `start` of the k-means: `"linear"` (Deep Compression's best),
+    `bits`: one number, or globs over parameter names and module paths or classes of modules (`{"conv*": 8, nn.Linear:
+    5}`; the first match counts, None or no match leaves the tensor alone). Without, 8 for the kernels of convolutions
+    and 5 for matrices, as in Deep Compression. `start` of the k-means: `"linear"` (Deep Compression's best),
     `"density"`, `"random"`, `"cube_root"` or `"optimal"`; `importance`, by parameter name, says how much an error in
     each weight counts, such as from `fisher_importance`.
 
@@ -57,7 +61,7 @@ def share_weights(
 
 def coded_shared(
     model: nn.Module,
-    bits: Bits,
+    bits: Bits | None = None,
     start: str = "linear",
     importance: Mapping[str, Tensor] | None = None,
     moments: Mapping[str, Tensor] | None = None,
@@ -67,7 +71,7 @@ def coded_shared(
     seed: int = 0,
 ) -> dict[str, Coded]:
     """The codes that `share_weights` gives, without the model that trains them."""
-    wanted = chosen(model, bits)
+    wanted = chosen(model, default_bits(model) if bits is None else bits)
     matter = of_names(importance, wanted)
     grams = moments_for(model, moments, data, batches, seed)
     return {
@@ -75,6 +79,11 @@ def coded_shared(
                     gram=grams.get(name), codebook=codebook, seed=derive(seed, "share", name))
         for name, number in wanted.items()
     }  # fmt: skip
+
+
+def default_bits(model: nn.Module) -> Bits:
+    """Deep Compression's: `KERNELS` for each kernel, `MATRICES` for each matrix, by parameter name."""
+    return {name: KERNELS if item.dim() > 2 else MATRICES for name, item in weights(model).items()}
 
 
 class SharedModel(nn.Module):
@@ -144,4 +153,4 @@ def _as(codes: Codes, tensor: Coded) -> Codes:
     return codes.reshape(tensor.shape) if tensor.kept is None else codes
 
 
-__all__ = ["SharedModel", "coded_shared", "share_weights"]
+__all__ = ["SharedModel", "coded_shared", "default_bits", "share_weights"]

@@ -20,8 +20,9 @@ from secateurs.capture.program import Read, check_call
 from secateurs.capture.trace import capture
 from secateurs.choose.masked import Measure
 from secateurs.score.samples import Batch, Samples
-from secateurs.sparsity.importance import Importance, find_importance
+from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import masks
+from secateurs.sparsity.measured import missing_data, needs_data
 from secateurs.sparsity.pattern import Pattern
 from secateurs.sparsity.weights import layer_weights
 from secateurs.train.evaluate import checked_metric
@@ -66,10 +67,13 @@ class _Weights(Subject):
         importance: str | Importance | None,
         exclude: Sequence[str | type],
         only: Iterable[str | type] | None,
+        **looks: Any,
     ) -> None:
-        self.model, self.pattern = model, pattern
+        """`looks`: what `masks` takes for importances that look at data, and for chance."""
+        self.model, self.pattern, self._looks = model, pattern, looks
         self._measure = importance or pattern.importance
-        find_importance(self._measure)
+        if needs_data(self._measure) and "data" not in looks:
+            raise missing_data(self._measure)
         self.importance = importance_name(self._measure)
         found = layer_weights(model, exclude=exclude, only=only)
         self.sizes = {name: item.tensor.numel() for name, item in found.items()}
@@ -78,8 +82,9 @@ class _Weights(Subject):
         if not names:
             return {}
         found = masks(
-            self.model, dict.fromkeys(names, fraction), pattern=self.pattern, importance=self._measure, only=list(names)
-        )
+            self.model, dict.fromkeys(names, fraction), pattern=self.pattern, importance=self._measure,
+            only=list(names), **self._looks,
+        )  # fmt: skip
         return {name: Variant(mask, int((~mask).sum())) for name, mask in found.items()}
 
 
@@ -125,7 +130,7 @@ class ByData(_Weights):
         batches: int | None,
         seed: int,
     ) -> None:
-        super().__init__(model, pattern, importance, exclude, only)
+        super().__init__(model, pattern, importance, exclude, only, data=data, batches=batches, seed=seed)
         self.graph = captured(model, data, seed)
         self.samples = Samples(model, self.graph, data, limit=batches, seed=seed)
         self.measure, self.seed = measure, seed

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from secateurs.cost.effective import EffectiveMacs
 from secateurs.pack.ledger import Ledger
 from secateurs.report.tables import accuracy_table, bar
 
@@ -18,24 +19,33 @@ FORMAT = 1
 
 
 def sparsity_report(
-    model: nn.Module, names: Iterable[str], ledger: Ledger, accuracy: Mapping[str, float]
+    model: nn.Module,
+    names: Iterable[str],
+    ledger: Ledger,
+    accuracy: Mapping[str, float],
+    macs: EffectiveMacs | None = None,
 ) -> dict[str, Any]:
     """The named weights as they are in the model now, the whole, bytes in every form, and the metric by stage.
 
-    `ledger` is that of the packed model, with what gzip makes of the original and of it.
+    `ledger` is that of the packed model, with what gzip makes of the original and of it. `compression` is all
+    parameters by those that are not zero; `macs`, where they are known, by shape and without zero weights, with the
+    speed-up in theory.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    layers = [_layer(name, parameters[name]) for name in names]
+    layers = [_layer(name, parameters[name], macs) for name in names]
     weights, kept = (sum(layer[key] for layer in layers) for key in ("weights", "kept"))
     every = list(model.parameters())
+    total, nonzero = sum(item.numel() for item in every), sum(int((item != 0).sum()) for item in every)
     return {
         "format": FORMAT,
         "layers": layers,
         "weights": weights,
         "kept": kept,
         "sparsity": 1 - kept / weights if weights else 0.0,
-        "parameters": sum(item.numel() for item in every),
-        "nonzero": sum(int((item != 0).sum()) for item in every),
+        "parameters": total,
+        "nonzero": nonzero,
+        "compression": total / nonzero if nonzero else None,
+        "macs": None if macs is None else macs.total.to_json(),
         "bytes": {
             "packed": ledger.bytes,
             **({} if ledger.baseline is None else ledger.baseline.to_json()),
@@ -44,9 +54,13 @@ def sparsity_report(
     }
 
 
-def _layer(name: str, weight: Tensor) -> dict[str, Any]:
+def _layer(name: str, weight: Tensor, macs: EffectiveMacs | None) -> dict[str, Any]:
     kept, size = int((weight != 0).sum()), weight.numel()
-    return {"name": name, "shape": list(weight.shape), "weights": size, "kept": kept, "sparsity": 1 - kept / size}
+    mine = None if macs is None else macs.weights.get(name)
+    return {
+        "name": name, "shape": list(weight.shape), "weights": size, "kept": kept, "sparsity": 1 - kept / size,
+        "macs": None if mine is None else mine.to_json(),
+    }  # fmt: skip
 
 
 def sparsity_tables(report: Mapping[str, Any]) -> list[RenderableType]:
@@ -55,7 +69,7 @@ def sparsity_tables(report: Mapping[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [
         Text(
             f"{report['sparsity']:.1%} of {report['weights']:,} weights in {len(report['layers'])} layers are zero; "
-            f"{report['nonzero']:,} of all {report['parameters']:,} parameters are left ({share:.1%})."
+            f"{report['nonzero']:,} of all {report['parameters']:,} parameters are left ({share:.1%}).{_cost(report)}"
         ),
         _layers(report["layers"]),
     ]
@@ -64,16 +78,27 @@ def sparsity_tables(report: Mapping[str, Any]) -> list[RenderableType]:
     return [*parts, _bytes(report["bytes"])]
 
 
+def _cost(report: Mapping[str, Any]) -> str:
+    macs = report["macs"]
+    if macs is None:
+        return ""
+    fewer = "" if macs["speed_up"] is None else f", {macs['speed_up']:.2f} times fewer: a bound, no measured speed-up"
+    return f" Of {macs['dense']:,} MACs {macs['effective']:,} are by weights that are not zero{fewer}."
+
+
 def _layers(layers: list[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("layer", overflow="fold")
-    for name in ("shape", "weights", "kept", "zero"):
+    known = any(layer["macs"] is not None for layer in layers)
+    for name in ("shape", "weights", "kept", "zero", *(["MACs", "left"] if known else [])):
         table.add_column(name, justify="right")
     for layer in layers:
         shape = " x ".join(map(str, layer["shape"]))
         zero = f"{layer['sparsity']:.1%} {bar(layer['sparsity'])}"
         cells = (layer["name"].removesuffix(".weight"), shape, f"{layer['weights']:,}", f"{layer['kept']:,}", zero)
-        table.add_row(*map(Text, cells))
+        macs = layer["macs"]
+        counts = ["", ""] if macs is None else [f"{macs['dense']:,}", f"{macs['effective']:,}"]
+        table.add_row(*map(Text, (*cells, *(counts if known else []))))
     return table
 
 

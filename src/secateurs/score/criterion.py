@@ -54,31 +54,42 @@ class Criterion:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The keyword options with their defaults."""
-        given = list(inspect.signature(self.rule).parameters.values())[2:]
-        return {item.name: item.default for item in given if item.default is not item.empty}
+        return options_of(self.rule)
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raises `UnknownNameError` for an option that the criterion does not have, `InputError` for no number."""
-        for name in options:
-            if name not in self.options:
-                close = nearest(name, self.options)
-                raise UnknownNameError(
-                    explain(
-                        f"The criterion {self.name!r} has no option {name!r}",
-                        evidence=f"its options: {', '.join(self.options) or 'none'}",
-                        next_step=f"did you mean {close[0]!r}?" if close else "",
-                    )
+        check_options(f"criterion {self.name!r}", self.options, options)
+
+
+def options_of(rule: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword options of a rule, which come behind the two things that it looks at, with their defaults."""
+    given = list(inspect.signature(rule).parameters.values())[2:]
+    return {item.name: item.default for item in given if item.default is not item.empty}
+
+
+def check_options(what: str, known: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raises `UnknownNameError` for an option that is not `known`, by name with its default, `InputError` for no
+    number where there should be one.
+    """
+    for name in options:
+        if name not in known:
+            close = nearest(name, known)
+            raise UnknownNameError(
+                explain(
+                    f"The {what} has no option {name!r}",
+                    evidence=f"its options: {', '.join(known) or 'none'}",
+                    next_step=f"did you mean {close[0]!r}?" if close else "",
                 )
-            default = self.options[name]
-            number = isinstance(default, (int, float)) and not isinstance(default, bool)
-            if number and isinstance(options[name], (str, bool)):
-                raise InputError(
-                    explain(
-                        f"The option {name!r} of the criterion {self.name!r} is a number",
-                        evidence=f"{options[name]!r} given",
-                        next_step=f"give a number, such as the default, {default!r}",
-                    )
+            )
+        number = isinstance(known[name], (int, float)) and not isinstance(known[name], bool)
+        if number and isinstance(options[name], (str, bool)):
+            raise InputError(
+                explain(
+                    f"The option {name!r} of the {what} is a number",
+                    evidence=f"{options[name]!r} given",
+                    next_step=f"give a number, such as the default, {known[name]!r}",
                 )
+            )
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
@@ -214,4 +225,4 @@ class Context:
         return result
 
 
-__all__ = ["CRITERIA", "Batch", "Context", "Criterion", "Rule", "Tap", "criterion"]
+__all__ = ["CRITERIA", "Batch", "Context", "Criterion", "Rule", "Tap", "check_options", "criterion", "options_of"]

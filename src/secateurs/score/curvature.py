@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -13,11 +13,24 @@ from secateurs.base.errors import InputError, explain
 from secateurs.base.loss import describe, logits
 from secateurs.capture.program import Program, State
 from secateurs.score.criterion import Batch, Context
+from secateurs.score.equalize import named
 from secateurs.score.gradients import gradients
 from secateurs.score.per_sample import Totals, squared_gradients
 
 Diagonal = dict[str, Tensor]
 """`{leaf: h}`, float64, in the shape of the leaf."""
+
+
+def diagonal_of(context: Context, leaves: Sequence[str], diagonal: str, probes: int, draws: int) -> Diagonal:
+    """The diagonal by the name of the way to it; see the criterion `obd`.
+
+    Raises `UnknownNameError` for another name and `InputError` for numbers of probes or draws that make no sense.
+    """
+    named("diagonal", diagonal, DIAGONALS)
+    if probes < 1 or draws < 0:
+        raise InputError(explain("There is at least one probe, and no fewer than 0 draws",
+                                 evidence=f"probes={probes}, draws={draws}"))  # fmt: skip
+    return DIAGONALS[diagonal](context, leaves, probes, draws)
 
 
 def fisher(context: Context, leaves: Sequence[str]) -> Diagonal:
@@ -91,6 +104,16 @@ def hutchinson(context: Context, leaves: Sequence[str], probes: int) -> Diagonal
     return {name: total[name] / (samples * probes) if name in total else _blank(context, name) for name in leaves}
 
 
+Estimate = Callable[[Context, Sequence[str], int, int], Diagonal]
+DIAGONALS: dict[str, Estimate] = {
+    "hutchinson": lambda context, leaves, probes, draws: hutchinson(context, leaves, probes),
+    "gauss_newton": lambda context, leaves, probes, draws: (
+        sampled_gauss_newton(context, leaves, draws) if draws else gauss_newton(context, leaves)
+    ),
+    "fisher": lambda context, leaves, probes, draws: fisher(context, leaves),
+}
+
+
 def _mean_squares(context: Context, leaves: Sequence[str], totals: Totals) -> Diagonal:
     found = {name: _blank(context, name) for name in leaves}
     samples = 0
@@ -152,4 +175,4 @@ def _drawn(output: Tensor, draws: int, generator: torch.Generator) -> Iterator[T
         yield (shares < number.unsqueeze(1)).sum(1).clamp_max(output.shape[1] - 1)
 
 
-__all__ = ["fisher", "gauss_newton", "hutchinson", "sampled_gauss_newton"]
+__all__ = ["DIAGONALS", "Diagonal", "diagonal_of", "fisher", "gauss_newton", "hutchinson", "sampled_gauss_newton"]

@@ -118,15 +118,18 @@ class Slope:
     curvature: Tensor | None = None
 
 
-def leaf_gradients(context: Context, leaves: Sequence[str], *, order: int = 1) -> Iterator[dict[str, Slope]]:
-    """For every batch the gradient of its mean loss to each of these leaves.
+def leaf_gradients(
+    context: Context, leaves: Sequence[str], *, order: int = 1, each: bool = False
+) -> Iterator[tuple[int, dict[str, Slope]]]:
+    """For every batch, or with `each` for every sample, how many samples it has and the gradient of its mean loss.
 
-    `order=2` adds `H w`, the Hessian of that loss times all parameters of the network, by differentiating twice.
+    `{leaf: its slope}` for each of these leaves. `order=2` adds `H w`, the Hessian of that loss times all parameters of
+    the network, by differentiating twice.
     """
     graph = context.groups.graph
     parameters = [leaf.name for leaf in graph.leaves if leaf.kind == "parameter" and leaf.dtype.is_floating_point]
     names = list(dict.fromkeys([*leaves, *parameters])) if order > 1 else list(leaves)
-    for batch in context.batches():
+    for batch in (single for whole in context.batches() for single in (whole.each() if each else (whole,))):
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # other kernels of attention differentiate only once
             tensors = {name: batch.program.tensors[name].detach().requires_grad_() for name in names}
             program = batch.on(tensors)
@@ -134,10 +137,24 @@ def leaf_gradients(context: Context, leaves: Sequence[str], *, order: int = 1) -
             found = gradients(batch, loss, list(tensors.values()), create_graph=order > 1)
             slopes = dict(zip(names, found, strict=True))
             curved = _curvatures(tensors, slopes, leaves) if order > 1 else {}
-        yield {
-            name: Slope(tensors[name].detach(), _or_zeros(slopes[name], tensors[name]), curved.get(name))
-            for name in leaves
-        }
+        yield (
+            batch.size,
+            {
+                name: Slope(tensors[name].detach(), _or_zeros(slopes[name], tensors[name]), curved.get(name))
+                for name in leaves
+            },
+        )
+
+
+def mean_gradients(context: Context, leaves: Sequence[str]) -> dict[str, Tensor]:
+    """The gradient of the mean loss over all samples, float64, in the shape of each leaf."""
+    total = {name: torch.zeros_like(context.tensors[name], dtype=torch.float64) for name in leaves}
+    samples = 0
+    for size, slopes in leaf_gradients(context, leaves):
+        samples += size
+        for name, slope in slopes.items():
+            total[name] += slope.gradient.double() * size
+    return {name: item / samples for name, item in total.items()}
 
 
 def _curvatures(
@@ -182,5 +199,5 @@ def stacked(context: Context, found: Mapping[Place, Tensor]) -> dict[str, Tensor
     }
 
 
-__all__ = ["Reduce", "Slope", "gate_gradients", "gradients", "leaf_gradients", "over_batches", "over_positions",
-           "stacked"]  # fmt: skip
+__all__ = ["Reduce", "Slope", "gate_gradients", "gradients", "leaf_gradients", "mean_gradients", "over_batches",
+           "over_positions", "stacked"]  # fmt: skip

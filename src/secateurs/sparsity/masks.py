@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, explain
+from secateurs.base.loss import Loss
+from secateurs.base.seeds import check_seed
 from secateurs.sparsity.importance import Importance
+from secateurs.sparsity.measured import Evidence
 from secateurs.sparsity.pattern import Pattern
-from secateurs.sparsity.spec import Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, gradients_of, masks_of
+from secateurs.sparsity.threshold import check_still
 from secateurs.sparsity.weights import layer_weights
 
 
 def masks(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | None = None,
+    sparsity: Target | ByLayer[Target] | None = None,
     *,
     pattern: str | Pattern = "weight",
     importance: str | Importance | None = None,
@@ -26,30 +31,44 @@ def masks(
     only: Iterable[str | type] | None = None,
     gradients: Mapping[str, Tensor] | None = None,
     within: Mapping[str, Tensor] | None = None,
+    data: Iterable[Any] | None = None,
+    loss: str | Loss = "cross_entropy",
+    batches: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> Masks:
     """A bool mask per layer weight, by parameter name; True = kept. The model is not changed.
 
     `sparsity` is the share of *groups* that becomes zero: of n groups exactly `floor(sparsity * n + 0.5)` go, those of
     lowest importance, and of equals the one of lower index. It is one number, a `Threshold`, or either by parameter or
-    module name or by glob (`{"conv*": 0.5, "fc*": 0.9}`; names overrule globs), where layers without a target get no
-    mask. Patterns that fix how much stays (`"2:4"`) take none.
+    module name, by glob or by class of modules (`{"conv*": 0.5, nn.Linear: 0.9}`; names overrule globs, and these
+    classes), where layers without a target get no mask. Patterns that fix how much stays (`"2:4"`) take none.
 
-    `pattern` says which weights form a group: `sec.list("patterns")`. `importance` is `"l1"` (the default of most
-    patterns), `"l2"`, `"rms"`, `"mean"`, `"taylor"` (with `gradients`, by default what is in `.grad`),
-    `sec.sparsity.Obd(curvature)` or a function of a `GroupedWeight`. `scope="layer"` meets the target in every layer,
+    `pattern` says which weights form a group: `sec.list("patterns")`. `scope="layer"` meets the target in every layer,
     by `distribution` `"uniform"` or `"erk"`; `scope="global"` ranks the groups of all layers together, so that layers
     end up differently sparse (where their groups differ in size, `importance="mean"` compares them fairly).
+
+    `importance` is `"l1"` (the default of most patterns), `"l2"`, `"rms"`, `"mean"`, `"random"` (from `seed`),
+    `"taylor"` (with the gradient over `data`, else `gradients`, by default what is in `.grad`),
+    `sec.sparsity.Obd(curvature)` or a function of a `GroupedWeight`. With `data` it may also be `"obd"` or
+    `"taylor_weights"`, whose `options` are those of the criteria of these names, and `per` and `form` for weights.
+    `data` gives batches `(inputs, target)`, of which the first `batches` are looked at (default: all), in eval mode;
+    `loss(outputs, target)` is the mean over a batch, or the name of one.
 
     `exclude` and `only` choose layers, as in `layer_weights`. What is zero in `within`, the masks of before, stays
     zero and counts among those that go.
 
     Raises `InputError` for arguments that contradict each other, `UnknownNameError` for unknown names.
     """
-    spec = Spec(sparsity, pattern, importance, scope, distribution)
+    spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})
+    check_still(sparsity.values() if isinstance(sparsity, Mapping) else [sparsity])
+    evidence = Evidence(model, data, loss, batches, check_seed(seed))
     weights = layer_weights(model, exclude=exclude, only=only)
     check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
+    if data is not None and gradients is not None:
+        raise InputError(explain("Both `data` and `gradients` are given", next_step="give one: data has gradients"))
     slopes = gradients_of(model) if gradients is None else gradients
-    return masks_of(weights, spec, gradients=slopes, within=within)
+    return masks_of(weights, spec, gradients=slopes, within=within, evidence=evidence)
 
 
 def check_masks(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

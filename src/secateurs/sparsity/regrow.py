@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.schedules import Gradual, Iterative, OneShot, Schedule
-from secateurs.sparsity.spec import Masks, Spec, masks_of
+from secateurs.sparsity.spec import Masks, Spec
 from secateurs.sparsity.time import Time, known, parse_time
 from secateurs.sparsity.updates import Moment, Update, single_weights, unfit
 
@@ -46,7 +46,7 @@ class Regrow(Update):
     def __call__(self, moment: Moment) -> Masks:
         """The new masks."""
         if all(bool(mask.all()) for mask in moment.masks.values()):
-            return masks_of(moment.weights, moment.spec, targets=moment.targets, gradients=moment.gradients)
+            return moment.by_importance()
         end = known(self.end, f"{type(self).__name__}(end=...)")
         share = self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, moment.step / end)))
         return {name: self._turned(name, mask, share, moment) for name, mask in moment.masks.items()}

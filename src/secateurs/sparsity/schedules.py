@@ -25,6 +25,15 @@ class Schedule(ABC):
     def at(self, step: int, final: float) -> float:
         """The sparsity that holds at this step, of a layer that is to reach `final`."""
 
+    def progress(self, step: int) -> float:
+        """The share of the way that a `Threshold` with a `start` has gone at this step, 0 to 1: at once, all of it."""
+        return 1.0
+
+    @property
+    def moves(self) -> bool:
+        """Is there a way between the first update and the last one?"""
+        return type(self).progress is not Schedule.progress
+
     def _steps(self, name: str) -> int:
         return known(getattr(self, name), f"{type(self).__name__}({name}=...)")
 
@@ -112,12 +121,19 @@ class Gradual(Schedule):
 
     def at(self, step: int, final: float) -> float:
         """The curve at this step; what a layer is to reach is never exceeded."""
-        begin, end = self._steps("begin"), self._steps("end")
-        if step < begin:
+        if step < self._steps("begin"):
             return 0.0
-        progress = min(1.0, (step - begin) / (end - begin))
+        return final + (min(self.initial, final) - final) * self._left(step)
+
+    def progress(self, step: int) -> float:
+        """The same curve, from 0 to 1."""
+        return 1 - self._left(step)
+
+    def _left(self, step: int) -> float:
+        begin, end = self._steps("begin"), self._steps("end")
+        progress = min(1.0, max(0, step - begin) / (end - begin))
         left: float = (1 - progress) ** self.power
-        return final + (min(self.initial, final) - final) * left
+        return left
 
 
 @dataclass(frozen=True)

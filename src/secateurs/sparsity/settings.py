@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
-from secateurs.base.reference import name_of
+from secateurs.base.loss import Loss
+from secateurs.base.reference import name_of, resolve
 from secateurs.sparsity.hold import MODES
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
-from secateurs.sparsity.spec import Masks, Spec, Target
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.time import in_steps
@@ -24,6 +26,8 @@ from secateurs.sparsity.updates import Update
 
 SCHEDULES = {"constant": Constant, "gradual": Gradual, "iterative": Iterative, "one_shot": OneShot}
 UPDATES = {"gradient_regrowth": GradientRegrowth, "random_regrowth": RandomRegrowth, "surgery": Surgery}
+
+_CLASS = re.compile(r"[\w.]+:[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,13 @@ class Sparsity:
     `schedule` or an `update` may be text: `"2 epochs"`, `"75%"`. Without a schedule the zeros come before the first
     step. `Sparsity(hold_zeros=True)` trains a pruned model as it is: what is zero stays zero.
 
+    An importance that looks at data sees the first `batches` batches of the training data (None: all), with the
+    training's loss, whenever masks are computed.
+
     Raises `InputError` for fields that contradict each other and `UnknownNameError` for unknown names.
     """
 
-    sparsity: Target | Mapping[str, Target] | None = None
+    sparsity: Target | ByLayer[Target] | None = None
     _: KW_ONLY
     mode: str = "hard"
     schedule: Schedule | None = None
@@ -51,6 +58,8 @@ class Sparsity:
     exclude: Sequence[str | type] = ()
     only: Sequence[str | type] | None = None
     hold_zeros: bool = False
+    options: Mapping[str, Any] | None = None
+    batches: int | None = 16
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -62,21 +71,32 @@ class Sparsity:
             object.__setattr__(self, name, None if given is None else tuple(given))
         decided = self.update is not None and self.update.decides
         if self.sparsity is not None or parse_pattern(self.pattern).decides or not (self.hold_zeros or decided):
-            Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution)
+            Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution, self.options or {})
 
     def attach(
-        self, model: nn.Module, *, per_epoch: int, epochs: int, within: Masks | None = None, seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        per_epoch: int,
+        epochs: int,
+        within: Masks | None = None,
+        data: Iterable[Any] | None = None,
+        loss: str | Loss = "cross_entropy",
+        seed: int = 0,
     ) -> Sparsifier:
-        """A sparsifier on `model`, for a training of so many steps per epoch and epochs.
+        """A sparsifier on `model`, for a training of so many steps per epoch and epochs, on `data` with `loss`.
 
         `within` are masks of before, held too. Raises `InputError` when the training ends before the schedule does.
         """
-        named = ("mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros")
+        named = (
+            "mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros", "options",
+            "batches",
+        )  # fmt: skip
         schedule = None if self.schedule is None else in_steps(self.schedule, per_epoch, epochs)
         update = None if self.update is None else in_steps(self.update, per_epoch, epochs)
         made = sparsify(
-            model, self.sparsity, schedule=schedule, update=update, within=within, seed=seed,
-            **{name: getattr(self, name) for name in named},
+            model, self.sparsity, schedule=schedule, update=update, within=within, data=data,
+            loss=loss, seed=seed, **{name: getattr(self, name) for name in named},
         )  # fmt: skip
         if not made.settled(per_epoch * epochs):
             made.detach()
@@ -103,6 +123,9 @@ class Sparsity:
         given = dict(data)
         if "sparsity" in given:
             given["sparsity"] = _target(given["sparsity"])
+        for name in ("exclude", "only"):
+            if isinstance(given.get(name), (list, tuple)):
+                given[name] = [_layers(item) for item in given[name]]
         for name, known in (("schedule", SCHEDULES), ("update", UPDATES)):
             if given.get(name) is not None:
                 given[name] = _named(name, given[name], known)
@@ -115,11 +138,13 @@ def _plain(value: Any) -> Any:
         name = names.get(type(value)) or f"{type(value).__module__}:{type(value).__qualname__}"
         return {name: {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}}
     if isinstance(value, Threshold):
-        return asdict(value)
-    if isinstance(value, (Pattern, type)):
-        return str(value) if isinstance(value, Pattern) else value.__name__
+        return {name: item for name, item in asdict(value).items() if item is not None}
+    if isinstance(value, Pattern):
+        return str(value)
+    if isinstance(value, type):
+        return _qualified(value)
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if callable(value):
@@ -134,9 +159,14 @@ def _qualified(value: Any) -> str:
 
 def _target(data: Any) -> Any:
     if isinstance(data, Mapping):
-        threshold = set(data) == {"kind", "factor"}
-        return Threshold(**data) if threshold else {key: _target(item) for key, item in data.items()}
+        threshold = {"kind", "factor"} <= set(data) <= {"kind", "factor", "start"}
+        return Threshold(**data) if threshold else {_layers(key): _target(item) for key, item in data.items()}
     return data
+
+
+def _layers(text: Any) -> Any:
+    """`package.module:Class` as the class, anything else as it is: a name or a glob."""
+    return resolve(text) if isinstance(text, str) and _CLASS.fullmatch(text) else text
 
 
 def _named(what: str, data: Any, known: Mapping[str, type]) -> Any:
@@ -153,7 +183,7 @@ def _named(what: str, data: Any, known: Mapping[str, type]) -> Any:
                 next_step=f"did you mean {close[0]!r}?" if close else f"write {{{next(iter(known))}: {{...}}}}",
             )
         )
-    return known[name](**settings)
+    return known[name](**{key: _target(value) for key, value in settings.items()})
 
 
 def _unusable(field: str, value: object, next_step: str) -> InputError:

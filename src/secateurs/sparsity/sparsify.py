@@ -6,19 +6,22 @@ import copy
 import warnings
 from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, explain
+from secateurs.base.loss import Loss
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.hold import MODES, Hold
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import check_masks, density
+from secateurs.sparsity.measured import Evidence, missing_data, needs_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
-from secateurs.sparsity.spec import Masks, Spec, Target, with_tensors
-from secateurs.sparsity.threshold import Threshold
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
+from secateurs.sparsity.threshold import Threshold, check_still
 from secateurs.sparsity.updates import ByImportance, Moment, Update
 from secateurs.sparsity.weights import LayerWeight, bias_names, layer_weights
 
@@ -41,9 +44,10 @@ class Sparsifier:
         targets: Mapping[str, Target] | None = None,
         schedule: Schedule | None = None,
         update: Update | None = None,
+        evidence: Evidence | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.mode, self.spec = model, mode, spec
+        self.model, self.mode, self.spec, self.evidence = model, mode, spec, evidence
         self.schedule, self.rule = schedule or OneShot(), copy.deepcopy(update) or ByImportance()
         self.steps = 0
         self._targets = dict(targets or {})
@@ -101,19 +105,22 @@ class Sparsifier:
             raise InputError(explain("These masks were given, so they cannot be computed anew"))
         hold.check_places()
         weights = layer_weights(self.model, only=list(self._targets) or None)
-        now = {
-            name: target if isinstance(target, Threshold) else self.schedule.at(self.steps, target)
-            for name, target in self._targets.items()
-        }
+        now = {name: self._now(target) for name, target in self._targets.items()}
         beside, dense = bias_names(self.model, now), hold.dense
         biases = {name: dense.get(bias, self.model.get_parameter(bias).detach()) for name, bias in beside.items()}
         beside = beside if self.rule.masks_biases else {}
         masks = {name: mask for name, mask in hold.masks.items() if name in now or name in beside.values()}
         moment = Moment(
             self.steps, with_tensors(weights, dense), masks, self.spec, now, hold.gradients, self.mode,
-            self._generator, biases, beside,
+            self._generator, biases, beside, self.evidence,
         )  # fmt: skip
         hold.put(self.rule(moment))
+
+    def _now(self, target: Target) -> Target:
+        """What the schedule makes of a target at this step."""
+        if isinstance(target, Threshold):
+            return target.at(self.schedule.progress(self.steps))
+        return self.schedule.at(self.steps, target)
 
     def apply(self) -> None:
         """Put the zeros in place now, after writing to the parameters by other means than an optimizer."""
@@ -200,7 +207,7 @@ class Sparsifier:
 
 def sparsify(
     model: nn.Module,
-    sparsity: Target | Mapping[str, Target] | Masks | None = None,
+    sparsity: Target | ByLayer[Target] | Masks | None = None,
     *,
     mode: str = "hard",
     schedule: Schedule | None = None,
@@ -213,6 +220,10 @@ def sparsify(
     only: Iterable[str | type] | None = None,
     within: Mapping[str, Tensor] | None = None,
     hold_zeros: bool = False,
+    data: Iterable[Any] | None = None,
+    loss: str | Loss = "cross_entropy",
+    batches: int | None = None,
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Sparsifier:
     """Put zeros into `model` itself, and hold them while it is trained by whatever loop.
@@ -221,18 +232,20 @@ def sparsify(
             train(model)
 
     `sparsity` is what `masks` takes, with the other arguments of the same names; or masks themselves. The zeros are in
-    place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are.
+    place when this returns and stay after `detach()`. State-dict keys and parameter objects stay as they are. An
+    importance that looks at `data` does so whenever masks are computed, in eval mode, at the weights of then.
 
     `mode="hard"`: value, gradient, momentum and weight decay are exactly zero where the mask is, under any optimizer of
-    `torch.optim`. `mode="dense-update"`: the model computes with `W * mask` and the gradient changes all of W, so that
-    weights come back when the masks are computed anew. See `Hold` for both.
+    `torch.optim`; second moments of Adam are too in `optimizer.state_dict()` and after `detach()` (on a CPU those of
+    large weights are 2^-100 in between). `mode="dense-update"`: the model computes with `W * mask` and the gradient
+    changes all of W, so that weights come back when the masks are computed anew. See `Hold` for both.
 
     What is zero in `within`, masks of before, stays zero, and so does with `hold_zeros` every zero that the layers'
     weights have now: together with `sparsity` to prune further, without it to train a pruned model as it is.
 
     `schedule` is when masks are computed and how sparse they are then: `OneShot()` (the default: now), `Iterative`,
-    `Gradual`, `Constant`; call `step()` of the result after every optimizer step. `update` is how: by importance, or
-    another `Update`.
+    `Gradual`, `Constant`; a `Threshold` with a `start` moves along with `Gradual`. Call `step()` of the result after
+    every optimizer step. `update` is how: by importance, or another `Update`.
 
     Raises `InputError` for arguments that contradict each other or a model that is held already, `UnknownNameError`.
     """
@@ -263,16 +276,22 @@ def sparsify(
         return Sparsifier(model, before, mode=mode, seed=seed)
     if update is not None and update.decides and sparsity is None:
         sparsity = 0.0
-    spec = Spec(sparsity, pattern, importance, scope, distribution)  # type: ignore[arg-type]
+    spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})  # type: ignore[arg-type]
+    evidence = Evidence(model, data, loss, batches, check_seed(seed))
+    if data is None and needs_data(spec.measure):
+        raise missing_data(spec.measure)
     if update is not None:
         update.check(spec, mode, schedule)
     targets = spec.targets(weights)
+    if schedule is None or not schedule.moves:
+        check_still(targets.values())
     beside = bias_names(model, targets) if update is not None and update.masks_biases else {}
     start = {
         name: torch.ones_like(model.get_parameter(name), dtype=torch.bool) for name in (*targets, *beside.values())
     } | before
     return Sparsifier(
-        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, seed=seed
+        model, start, mode=mode, spec=spec, targets=targets, schedule=schedule, update=update, evidence=evidence,
+        seed=seed,
     )  # fmt: skip
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
 from secateurs.sparsity.distribution import DISTRIBUTIONS
-from secateurs.sparsity.importance import GroupedWeight, Importance, find_importance, importance_of
+from secateurs.sparsity.importance import GroupedWeight, Importance
+from secateurs.sparsity.measured import Evidence, check_importance, scores_of
 from secateurs.sparsity.pattern import Grouping, Pattern, parse_pattern
 from secateurs.sparsity.select import best_of_blocks, largest
 from secateurs.sparsity.threshold import Threshold
@@ -20,6 +21,9 @@ from secateurs.sparsity.weights import LayerWeight, check_finite
 
 T = TypeVar("T")
 Target = float | Threshold
+ByLayer = Mapping[Any, T]
+"""Values by parameter or module name, glob on these, or module class; see `by_layer`."""
+
 Masks = dict[str, Tensor]
 """Bool tensors by parameter name, True = kept, each on the device of its parameter."""
 
@@ -30,15 +34,16 @@ SCOPES = ("layer", "global")
 class Spec:
     """What `masks` takes, checked. See there."""
 
-    sparsity: Target | Mapping[str, Target] | None
+    sparsity: Target | ByLayer[Target] | None
     pattern: str | Pattern = "weight"
     importance: str | Importance | None = None
     scope: str = "layer"
     distribution: str = "uniform"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", parse_pattern(self.pattern))
-        find_importance(self.measure)
+        check_importance(self.measure, self.options)
         DISTRIBUTIONS[self.distribution]
         if self.scope not in SCOPES:
             raise _contradiction(f"scope={self.scope!r}", f"give one of {', '.join(SCOPES)}")
@@ -89,10 +94,14 @@ def masks_of(
     targets: Mapping[str, Target] | None = None,
     gradients: Mapping[str, Tensor] | None = None,
     within: Mapping[str, Tensor] | None = None,
+    evidence: Evidence | None = None,
 ) -> Masks:
     """The masks of these weights. `targets` replaces those of the spec; with `scope="global"` all are the same."""
     targets = spec.targets(weights) if targets is None else targets
-    rated = {name: _rate(weights[name], spec, gradients or {}, (within or {}).get(name)) for name in targets}
+    alive = {name: mask.cpu() for name, mask in (within or {}).items()}
+    grouped = {name: _grouped(weights[name], spec, alive.get(name)) for name in targets}
+    scores = scores_of(grouped, spec.measure, options=spec.options, gradients=gradients, evidence=evidence)
+    rated = {name: _Rated.of(item, scores[name], alive.get(name)) for name, item in grouped.items()}
     if spec.scope == "global":
         together = largest(torch.cat([item.scores for item in rated.values()]), _share(targets))
         parts = torch.split(together, [item.scores.numel() for item in rated.values()])
@@ -110,6 +119,12 @@ class _Rated:
     scores: Tensor
     within: Tensor | None
 
+    @staticmethod
+    def of(weight: GroupedWeight, scores: Tensor, within: Tensor | None) -> _Rated:
+        if within is not None:
+            scores = torch.where(weight.grouping.kept(within), scores, -torch.inf)
+        return _Rated(weight, scores, within)
+
     def choose(self, target: Target) -> Tensor:
         grouping = self.weight.grouping
         if grouping.blocks is not None:
@@ -124,20 +139,14 @@ class _Rated:
         return found if self.within is None else found & self.within
 
 
-def _rate(weight: LayerWeight, spec: Spec, gradients: Mapping[str, Tensor], within: Tensor | None) -> _Rated:
+def _grouped(weight: LayerWeight, spec: Spec, within: Tensor | None) -> GroupedWeight:
+    """The weight, zero where it is not `within`, and its groups."""
     check_finite(weight)
     grouping: Grouping = spec.form.groups(tuple(weight.tensor.shape), weight.layout)
     flat = weight.tensor.detach().to("cpu", torch.float64).flatten()
-    slopes = gradients.get(weight.name)
-    slopes = None if slopes is None else slopes.detach().to("cpu", torch.float64).flatten()
-    within = None if within is None else within.cpu()
     if within is not None:
         flat = torch.where(within.flatten(), flat, 0.0)
-    grouped = GroupedWeight(weight.name, flat, grouping, slopes)
-    scores = importance_of(grouped, spec.measure)
-    if within is not None:
-        scores = torch.where(grouping.kept(within), scores, -torch.inf)
-    return _Rated(grouped, scores, within)
+    return GroupedWeight(weight.name, flat, grouping)
 
 
 def _share(targets: Mapping[str, Target]) -> float:
@@ -145,14 +154,17 @@ def _share(targets: Mapping[str, Target]) -> float:
     return share
 
 
-def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
-    """Values by parameter name; a key may name a module instead, or be a glob on both. Names overrule globs, and names
-    of inner modules those of outer ones.
+def by_layer(given: ByLayer[T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
+    """Values by parameter name; a key may name a module instead, be a glob on both, or a class of modules. Names
+    overrule globs, globs classes, names of inner modules those of outer ones, and classes those that they derive from.
 
-    Raises `UnknownNameError` for a key of no layer.
+    Raises `UnknownNameError` for a key of no layer and `InputError` for any other key, or where two classes that have
+    nothing to do with each other both say something of one layer.
     """
+    texts = [key for key in given if isinstance(key, str)]
+    kinds = _by_class([key for key in given if not isinstance(key, str)], weights, where)
     found: dict[str, T] = {}
-    for key in sorted(given, key=lambda item: (item in weights or not set(item) & set("*?["), item.count("."))):
+    for key in sorted(texts, key=lambda item: (item in weights or not set(item) & set("*?["), item.count("."))):
         mine = [key] if key in weights else [name for name in weights if _under(name, key)]
         if not mine:
             close = nearest(key, weights)
@@ -165,7 +177,42 @@ def by_layer(given: Mapping[str, T], weights: Mapping[str, LayerWeight], where: 
                 )
             )
         found.update(dict.fromkeys(mine, given[key]))
+    for name in kinds.keys() - found.keys():
+        found[name] = given[_nearest_class(name, kinds[name], given, where)]
     return {name: found[name] for name in weights if name in found}
+
+
+def _by_class(keys: list[Any], weights: Mapping[str, LayerWeight], where: str) -> dict[str, list[type]]:
+    """By parameter name those of the classes to which a module that owns the parameter belongs."""
+    matched: dict[str, list[type]] = {}
+    for key in keys:
+        if not isinstance(key, type):
+            step = 'name parameters or modules, such as "fc*", or give classes, such as nn.Linear'
+            raise InputError(explain(f"{key!r} names no layer", where=where, next_step=step))
+        mine = [name for name, item in weights.items() if any(issubclass(kind, key) for kind in item.kinds)]
+        if not mine:
+            there = dict.fromkeys(kind.__name__ for item in weights.values() for kind in item.kinds)
+            raise UnknownNameError(
+                explain(f"No {key.__name__} has a weight here", where=where, evidence=f"there is {', '.join(there)}")
+            )
+        for name in mine:
+            matched.setdefault(name, []).append(key)
+    return matched
+
+
+def _nearest_class(name: str, kinds: list[type], given: Mapping[Any, Any], where: str) -> type:
+    """The class that the others derive from least. Raises `InputError` where two say different things."""
+    lowest = [kind for kind in kinds if not any(other is not kind and issubclass(other, kind) for other in kinds)]
+    if any(given[kind] != given[lowest[0]] for kind in lowest):
+        raise InputError(
+            explain(
+                f"Two classes say different things of `{name}`",
+                where=where,
+                evidence=", ".join(f"{kind.__name__}: {given[kind]!r}" for kind in lowest),
+                next_step="name the layer itself: names overrule classes",
+            )
+        )
+    return lowest[0]
 
 
 def _under(name: str, glob: str) -> bool:
@@ -192,4 +239,4 @@ def gradients_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: item.grad for name, item in model.named_parameters() if item.grad is not None}
 
 
-__all__ = ["Masks", "Spec", "Target", "by_layer", "gradients_of", "masks_of", "with_tensors"]
+__all__ = ["ByLayer", "Masks", "Spec", "Target", "by_layer", "gradients_of", "masks_of", "with_tensors"]

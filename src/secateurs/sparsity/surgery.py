@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.schedules import Schedule
-from secateurs.sparsity.spec import Masks, Spec, by_layer
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, by_layer
 from secateurs.sparsity.updates import Moment, Update, single_weights, unfit
 
 
@@ -21,8 +21,8 @@ class Surgery(Update):
     """A kept weight goes when `|w| <= below * t`, a masked one comes back when `|w| > above * t`; else nothing changes.
 
     `t = max(mean |w| + c * std |w|, 0)` of a layer's weights and bias that are not zero, at the first update, then
-    fixed; `c` is one number or one per layer (module or parameter name); a larger one prunes more. An update that is
-    due happens with probability `(1 + gamma * step)^-power`, for all layers or none. For single weights and mode
+    fixed; `c` is one number or one per layer (by name, glob or module class); a larger one prunes more. An update that
+    is due happens with probability `(1 + gamma * step)^-power`, for all layers or none. For single weights and mode
     `"dense-update"`, with a schedule such as `Constant(end=...)`; no `sparsity` is given. With `biases`, those beside
     the weights come and go by the same thresholds, as in the authors' code. Guo, Yao, Chen, Dynamic Network Surgery,
     2016.
@@ -31,7 +31,7 @@ class Surgery(Update):
     """
 
     decides: ClassVar[bool] = True
-    c: float | Mapping[str, float] = 1.0
+    c: float | ByLayer[float] = 1.0
     below: float = 0.9
     above: float = 1.1
     gamma: float = 1e-4

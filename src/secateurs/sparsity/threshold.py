@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,11 +23,13 @@ class Threshold:
       72.8% at 0.5. Xu, Park, Brick, Hybrid Pruning, 2018.
     - `"value"`: `t = factor`.
 
-    Standard deviations are those of the population. Raises `UnknownNameError` and `InputError`.
+    Standard deviations are those of the population. With `start`, a `Gradual` schedule moves the factor on its curve
+    from there; without, every update takes the factor as it is. Raises `UnknownNameError` and `InputError`.
     """
 
     kind: str
     factor: float
+    start: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -38,14 +41,26 @@ class Threshold:
                     next_step=f"did you mean {close[0]!r}?" if close else "pick one of the known kinds",
                 )
             )
-        number = isinstance(self.factor, (int, float)) and not isinstance(self.factor, bool)
-        if not number or not math.isfinite(self.factor) or (self.kind != "mean_std" and self.factor < 0):
-            raise InputError(
-                explain(
-                    f"Threshold({self.kind!r}, {self.factor!r}) cannot be used",
-                    next_step="give a finite number" if self.kind == "mean_std" else "give a number >= 0",
+        for factor in (self.factor, *([] if self.start is None else [self.start])):
+            number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+            if not number or not math.isfinite(factor) or (self.kind != "mean_std" and factor < 0):
+                raise InputError(
+                    explain(
+                        f"Threshold({self.kind!r}, {factor!r}) cannot be used",
+                        next_step="give a finite number" if self.kind == "mean_std" else "give a number >= 0",
+                    )
                 )
-            )
+
+    def __repr__(self) -> str:
+        """Without a `start` as ever: journals of runs hold this text."""
+        start = "" if self.start is None else f", start={self.start!r}"
+        return f"Threshold(kind={self.kind!r}, factor={self.factor!r}{start})"
+
+    def at(self, progress: float) -> Threshold:
+        """The threshold at this share of a schedule's way, 0 to 1."""
+        if self.start is None:
+            return self
+        return replace(self, factor=self.start + (self.factor - self.start) * progress, start=None)
 
     def of(self, kept: Tensor) -> float:
         """The t of a layer whose kept weights are these (float64, flat); 0 where none is left."""
@@ -59,4 +74,16 @@ class Threshold:
         return float(size.mean()) + self.factor * float(size.std(correction=0))
 
 
-__all__ = ["Threshold"]
+def check_still(targets: Iterable[object]) -> None:
+    """Raises `InputError` for a threshold that is to move where no schedule moves it."""
+    for target in targets:
+        if isinstance(target, Threshold) and target.start is not None:
+            raise InputError(
+                explain(
+                    f"Nothing moves {target}",
+                    next_step="give sparsify(schedule=Gradual(...)) or FineTune(sparsity=...), or leave out `start`",
+                )
+            )
+
+
+__all__ = ["Threshold", "check_still"]

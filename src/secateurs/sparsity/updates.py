@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateurs.base.errors import InputError, explain
+from secateurs.sparsity.measured import Evidence
 from secateurs.sparsity.schedules import Schedule
 from secateurs.sparsity.spec import Masks, Spec, Target, masks_of
 from secateurs.sparsity.weights import LayerWeight
@@ -21,7 +22,8 @@ class Moment:
     """What an update may look at: the weights behind the masks, the masks, what is to be reached now, and chance.
 
     `gradients` are those of all of W if the update `needs_gradients`, else what is in `.grad`. `biases` are those
-    beside the weights, by the weights' names; `beside` are the names of those that have masks of their own.
+    beside the weights, by the weights' names; `beside` are the names of those that have masks of their own. `evidence`
+    is where an importance may look at data.
     """
 
     step: int
@@ -34,6 +36,14 @@ class Moment:
     generator: torch.Generator
     biases: Mapping[str, Tensor] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = None
+
+    def by_importance(self, within: Masks | None = None) -> Masks:
+        """The masks that importance gives, within those of before."""
+        return masks_of(
+            self.weights, self.spec, targets=self.targets, gradients=self.gradients, within=within,
+            evidence=self.evidence,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,7 @@ class ByImportance(Update):
     """The most important groups stay. In mode `"hard"` what is zero stays zero."""
 
     def __call__(self, moment: Moment) -> Masks:
-        return masks_of(
-            moment.weights,
-            moment.spec,
-            targets=moment.targets,
-            gradients=moment.gradients,
-            within=moment.masks if moment.mode == "hard" else None,
-        )
+        return moment.by_importance(moment.masks if moment.mode == "hard" else None)
 
 
 def unfit(update: Update, evidence: str, next_step: str) -> InputError:

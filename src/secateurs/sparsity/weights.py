@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,15 @@ WITHOUT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm,
 
 @dataclass(frozen=True)
 class LayerWeight:
-    """The weight of a layer: its name among the model's parameters, its tensor, how it is stored."""
+    """The weight of a layer: its name among the model's parameters, its tensor, how it is stored, whose it is.
+
+    `kinds` are the classes of the modules that own it: several where it is tied.
+    """
 
     name: str
     tensor: Tensor
     layout: Layout
+    kinds: tuple[type, ...] = ()
 
 
 def layer_weights(
@@ -60,7 +64,11 @@ def layer_weights(
     candidates = {item.name: (item, owners[key]) for key, item in found.items() if key not in barred}
     left = _matching(model, candidates, listed("exclude", exclude), "exclude")
     kept = set(candidates) if only is None else _matching(model, candidates, listed("only", only), "only")
-    result = {name: item for name, (item, _) in candidates.items() if name in kept - left}
+    result = {
+        name: replace(item, kinds=tuple(dict.fromkeys(type(module) for _, module in mine)))
+        for name, (item, mine) in candidates.items()
+        if name in kept - left
+    }
     if not result:
         raise InputError(
             explain(

@@ -92,7 +92,9 @@ def finetune(
     each epoch is `evaluate(model)` (higher is better), or the top-1 accuracy on `validation`.
 
     `optimizer` continues one made for `model` (see `cut_optimizer`) on the copy: its settings replace the config's,
-    and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set.
+    and the schedule scales its learning rates. `teacher` is the network to learn from when `config.distil` is set;
+    by default the model as it comes in, where it is this training that prunes it (`config.sparsity` without
+    `hold_zeros`, `soft` or `gates`, and no `masks`). Only a copy of the teacher runs, in eval mode, without gradients.
     `masks` (bool by parameter name, True = kept) are held as they are, or, with `config.sparsity`, are where it begins.
     `snapshot` is a number of steps after which the weights are noted, to rewind to.
 
@@ -104,6 +106,8 @@ def finetune(
     checkpoint belongs to another run; `InputError` for arguments that contradict each other.
     """
     config = config or FineTune()
+    if teacher is None and _prunes(config, masks):
+        teacher = model
     _check(model, config, teacher, evaluate, validation, masks)
     if validation is not None:
         evaluate = accuracy(validation)
@@ -174,7 +178,10 @@ def _sparsifier(config: FineTune, student: nn.Module, batches: Batches, masks: M
     """What holds the zeros of the student, if there are any to hold."""
     seed = derive(config.seed, "sparsity")
     if config.sparsity is not None:
-        return config.sparsity.attach(student, per_epoch=batches.length, epochs=config.epochs, within=masks, seed=seed)
+        return config.sparsity.attach(
+            student, per_epoch=batches.length, epochs=config.epochs, within=masks, data=batches.whole, loss=config.loss,
+            seed=seed,
+        )  # fmt: skip
     return None if masks is None else sparsify(student, masks, seed=seed)
 
 
@@ -189,6 +196,12 @@ def _copy(model: nn.Module) -> nn.Module:
                 next_step="drop tensors that are results of a computation from the module's attributes",
             )
         ) from error
+
+
+def _prunes(config: FineTune, masks: Masks | None) -> bool:
+    """Does this training put the first zeros in place, so that the model it is given is the unpruned one?"""
+    zeros = config.sparsity is not None and not config.sparsity.hold_zeros
+    return masks is None and (zeros or config.soft is not None or config.gates is not None)
 
 
 def _optimizer(config: FineTune, given: Optimizer | None, model: nn.Module, student: nn.Module) -> Optimizer:
@@ -229,5 +242,9 @@ def _check(
         )
     if teacher is None and uses_teacher(config.distil):
         raise InputError(
-            explain("Distillation needs a teacher", next_step="pass `teacher=`, for example the model before the cut")
+            explain(
+                "Distillation needs a teacher",
+                evidence="this training does not prune the model, which may be cut already",
+                next_step="pass `teacher=`, for example the model before the cut",
+            )
         )

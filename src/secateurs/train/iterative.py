@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from secateurs.base.batches import Batches, device_of, split, to_device
+from secateurs.base.batches import derive, device_of, first_inputs
 from secateurs.base.errors import InputError, explain
+from secateurs.cost.effective import captured_row, effective_of
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import density
 from secateurs.sparsity.masks import masks as masks_for
@@ -23,7 +24,7 @@ from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import Iterative
 from secateurs.sparsity.settings import Sparsity
 from secateurs.sparsity.sparsify import sparsify
-from secateurs.sparsity.spec import Masks, Target
+from secateurs.sparsity.spec import ByLayer, Masks, Target
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import layer_weights
 from secateurs.train.config import FineTune
@@ -33,10 +34,19 @@ from secateurs.train.stages import Evaluate, Stages
 
 JOURNAL = "iterative.jsonl"
 
+RETRAIN = FineTune(weight_decay=5e-4)
+"""How weights that stay are trained unless told otherwise: with L2, which is better than L1 once weights are retrained
+(Han et al. 2015, figure 5); the strength is that of the LeNet and AlexNet that the paper prunes, as Caffe trains them.
+"""
+
 
 @dataclass(frozen=True)
 class PruneRound:
-    """One round: the share of zeros in the masked weights, how many stay, the metric before and after retraining."""
+    """One round: the share of zeros in the masked weights, how many stay, the metric before and after retraining.
+
+    `parameters` are all of the model that are not zero after it, biases and norms too; `macs` what one row of inputs
+    costs without multiplications by zero weights (see `secateurs.cost.effective_macs`), None where that is not known.
+    """
 
     number: int
     sparsity: float
@@ -44,32 +54,57 @@ class PruneRound:
     metric_pruned: float
     metric: float
     seconds: float
+    parameters: int
+    macs: int | None
 
 
 @dataclass(frozen=True)
 class IterativePruning:
     """The pruned and retrained `model`, with exact zeros and free of hooks; its `masks`; and how it went.
 
-    `baseline` is the metric of the original.
+    `baseline` is the metric of the original, `parameters` how many it has, `macs` what one row of inputs costs it by
+    shape (None where it cannot be captured). `retrain` and `final` say how it was trained: seed, epochs, learning rate.
     """
 
     model: nn.Module
     masks: Masks
     rounds: tuple[PruneRound, ...]
     baseline: float
+    parameters: int
+    macs: int | None
+    retrain: FineTune
+    final: FineTune
 
     @property
     def sparsity(self) -> float:
         """The share of masked weights that is zero."""
         return 1 - density(self.masks)
 
+    @property
+    def compression(self) -> float:
+        """Parameters before by those that are not zero now."""
+        return self.parameters / max(1, self.rounds[-1].parameters)
+
+    @property
+    def speed_up(self) -> float | None:
+        """MACs before by those of weights that are not zero: in theory, of a machine that skips zeros at no price."""
+        left = self.rounds[-1].macs
+        return None if self.macs is None or not left else self.macs / left
+
     def __str__(self) -> str:
-        lines = [f"baseline {self.baseline:.4f}"]
-        lines.append(f"{'round':>5}  {'zeros':>6}  {'kept':>9}  {'pruned':>7}  {'retrained':>9}")
-        lines += [
-            f"{row.number:>5}  {row.sparsity:>6.1%}  {row.kept:>9,}  {row.metric_pruned:>7.4f}  {row.metric:>9.4f}"
-            for row in self.rounds
-        ]
+        cost = "" if self.macs is None else f", {self.macs:,} MACs"
+        lines = [f"baseline {self.baseline:.4f}, {self.parameters:,} parameters{cost}"]
+        lines.append(f"{'round':>5}  {'zeros':>6}  {'kept':>9}  {'MACs':>13}  {'pruned':>7}  {'retrained':>9}")
+        for row in self.rounds:
+            macs = "-" if row.macs is None else f"{row.macs:,}"
+            lines.append(
+                f"{row.number:>5}  {row.sparsity:>6.1%}  {row.kept:>9,}  {macs:>13}  {row.metric_pruned:>7.4f}  "
+                f"{row.metric:>9.4f}"
+            )
+        ahead = "" if self.speed_up is None else f", {self.speed_up:.2f} times fewer MACs"
+        lines.append(f"{self.compression:.2f} times fewer parameters{ahead}")
+        for name, config in (("retrained", self.retrain), ("at the end", self.final)):
+            lines.append(f"{name}: {config.epochs} epochs, learning rate {config.lr:g}, seed {config.seed}")
         return "\n".join(lines)
 
 
@@ -77,11 +112,12 @@ def iterative_prune(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    sparsity: Target | Mapping[str, Target] | Sequence[Target | Mapping[str, Target]],
+    sparsity: Target | ByLayer[Target] | Sequence[Target | ByLayer[Target]],
     evaluate: Evaluate,
     rounds: int = 5,
     retrain: FineTune | None = None,
     final: FineTune | None = None,
+    teacher: nn.Module | None = None,
     train_only: Sequence[Sequence[str]] = (),
     dropout: bool | Mapping[str, str] = True,
     pattern: str | Pattern = "weight",
@@ -90,6 +126,8 @@ def iterative_prune(
     distribution: str = "uniform",
     exclude: Sequence[str | type] = (),
     only: Sequence[str | type] | None = None,
+    options: Mapping[str, Any] | None = None,
+    batches: int | None = 16,
     folder: str | os.PathLike[str] | None = None,
     on_round: Callable[[PruneRound], None] | None = None,
 ) -> IterativePruning:
@@ -99,11 +137,15 @@ def iterative_prune(
     left. `rounds=1` is one-shot pruning. A `Threshold` instead (`Threshold("std", q)`: q standard deviations) applies
     in every round to the weights that are left. A list says what every round is to reach (`rounds` is its length),
     such as thresholds that rise. `sparsity` may give either by layer; with `pattern`, `importance`,
-    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero.
+    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero. An
+    importance that looks at data, with `options`, sees the first `batches` batches of `data` (None: all) and the loss
+    of `retrain`.
 
-    Weights that stay go on from their values, trained as `retrain` says (`FineTune()` if it is None; `epochs=0` for no
-    retraining), after the last round as `final` says, if it is given. L2 is `FineTune(weight_decay=...)`, L1 is
-    `FineTune(penalty=Penalty(kind="l1", ...))`. A tenth of the original learning rate is a good start.
+    Weights that stay go on from their values, trained as `retrain` says (`RETRAIN` if it is None: `FineTune` with an L2
+    of `weight_decay=5e-4`; `epochs=0` for no retraining), after the last round as `final` says, if it is given. L1 is
+    `FineTune(penalty=Penalty(kind="l1", ...))`: better right after pruning, worse once retrained. A tenth of the
+    original learning rate is a good start. Where they distil, `teacher` teaches every round: by default `model`; pass
+    the original if `model` has been cut before.
 
     `train_only` splits each retraining into phases: `[["conv*"], ["fc*"]]` trains the convolutions while all else is
     frozen, then the reverse. Globs on parameter or module names.
@@ -117,42 +159,53 @@ def iterative_prune(
 
     Raises `InputError` for arguments that cannot be used and what `masks` and `finetune` raise.
     """
-    between = retrain or FineTune()
+    between = retrain or RETRAIN
     last = final or between
     _check(rounds, between, last)
     targets = _targets(sparsity, rounds, parse_pattern(pattern))
     rounds, last_target = len(targets), targets[-1] if isinstance(sparsity, Sequence) else sparsity
     given = Sparsity(
         last_target, pattern=pattern, importance=importance, scope=scope, distribution=distribution, exclude=exclude,
-        only=only,
+        only=only, options=options, batches=batches,
     )  # fmt: skip
-    owners = weights_of_dropouts(model, _first_inputs(model, data), dropout)
-    stages = Stages(model, data, evaluate, folder)
+    inputs = first_inputs(data, device_of(model), "to see the layers")
+    owners = weights_of_dropouts(model, inputs, dropout)
+    stages = Stages(model, data, evaluate, folder, teacher)
     stages.identify(
         JOURNAL, sparsity=given.identity(), targets=[repr(target) for target in targets], rounds=rounds,
         retrain=between.identity(), final=last.identity(), train_only=[list(part) for part in train_only],
         dropout=owners,
     )  # fmt: skip
     baseline = stages.metric("baseline", model)
+    graph = captured_row(model, inputs)
     current, masks = copy.deepcopy(model), None
     history: list[PruneRound] = []
     for number in range(1, rounds + 1):
         started, place = time.perf_counter(), f"round-{number:02}"
         target = targets[number - 1]
-        named = {name: getattr(given, name) for name in ("pattern", "importance", "scope", "distribution")}
-        masks = masks_for(current, target, exclude=exclude, only=only, within=masks or _zeros(current, given), **named)
+        masks = masks_for(
+            current, target, pattern=given.pattern, importance=importance, scope=scope, distribution=distribution,
+            exclude=exclude, only=only, within=masks or _zeros(current, given), data=data, loss=between.loss,
+            batches=batches, options=options, seed=derive(between.seed, "sparsity"),
+        )  # fmt: skip
         sparsify(current, masks).detach()
         metric_pruned = stages.metric(f"{place}/pruned", current)
         scale_dropout(current, model, owners, masks)
         current = trained_in_turn(stages, place, current, last if number == rounds else between, train_only, masks)
         metric = stages.metric(f"{place}/metric", current)
-        kept = sum(int(mask.sum()) for mask in masks.values())
-        row = PruneRound(number, 1 - density(masks), kept, metric_pruned, metric, time.perf_counter() - started)
+        row = PruneRound(
+            number, 1 - density(masks), sum(int(mask.sum()) for mask in masks.values()), metric_pruned, metric,
+            time.perf_counter() - started, sum(int(item.count_nonzero()) for item in current.parameters()),
+            None if graph is None else effective_of(graph, current).total.effective,
+        )  # fmt: skip
         history.append(row)
         if on_round is not None:
             on_round(row)
     assert masks is not None
-    return IterativePruning(current, masks, tuple(history), baseline)
+    parameters, macs = sum(item.numel() for item in model.parameters()), None
+    if graph is not None:
+        macs = effective_of(graph, model).total.dense
+    return IterativePruning(current, masks, tuple(history), baseline, parameters, macs, between, last)
 
 
 def _targets(sparsity: Any, rounds: int, pattern: Pattern) -> list[Any]:
@@ -184,15 +237,6 @@ def _zeros(model: nn.Module, given: Sparsity) -> Masks:
     """The weights that are not zero yet."""
     weights = layer_weights(model, exclude=given.exclude, only=given.only)
     return {name: item.tensor != 0 for name, item in weights.items()}
-
-
-def _first_inputs(model: nn.Module, data: Iterable[Any]) -> Any:
-    batches = Batches(data, limit=1)
-    try:
-        inputs, _ = split(to_device(next(iter(batches.epoch(0))), device_of(model)), "batch 0 (to see the layers)")
-    finally:
-        batches.close()
-    return inputs
 
 
 def _check(rounds: int, *configs: Any) -> None:

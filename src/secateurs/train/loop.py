@@ -101,6 +101,7 @@ def train_prune_loop(
     evaluate: Evaluate,
     retrain: FineTune | None = None,
     penalise: FineTune | None = None,
+    teacher: nn.Module | None = None,
     tolerance: float = 0.01,
     reference: str = "original",
     rollbacks: int = 0,
@@ -136,7 +137,8 @@ def train_prune_loop(
     (with `reference="penalised"`, that of the model trained with the penalty, which is fairer where the original has
     seen the validation data and forgets some of it); the next one starts from there. Else it is rolled back, and the
     loop ends with the last accepted model; with `rollbacks` above 0, that many times it first tries halfway between the
-    last accepted step and the failed one. A step that removes nothing is noted and the next one is tried.
+    last accepted step and the failed one. A step that removes nothing is noted and the next one is tried. Trainings
+    that distil learn from `teacher`, all of them: by default from `model`.
 
     With a `folder`, a run that is killed goes on where it was when the same call is made again, and ends with the same
     result (on a CPU, to the bit). `on_round` is called after each round.
@@ -154,7 +156,7 @@ def train_prune_loop(
     _check_counts(batches=batches, reconstruct=reconstruct, recalibrate=recalibrate)
     Widths(granularity, min_channels, floor)
     couple(capture(model, args, kwargs=keywords), exclude=exclude, unit=unit, elementwise=elementwise)
-    loop = Stages(model, data, evaluate, folder)
+    loop = Stages(model, data, evaluate, folder, teacher)
     loop.identify(
         JOURNAL,
         steps=[dict(step.limits) for step in listed], criterion=_identity(criterion),

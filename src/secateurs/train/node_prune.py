@@ -88,6 +88,7 @@ def node_prune(
     stages: FineTune | Sequence[FineTune],
     evaluate: Evaluate,
     finetune: FineTune | None = None,
+    teacher: nn.Module | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dropout: bool = True,
     folder: str | os.PathLike[str] | None = None,
@@ -101,7 +102,8 @@ def node_prune(
     Every stage is a training with `gates` (see `Gates`), usually of growing strength. After it the closed units are cut
     off for good, with the proof that this changes no output, and with `dropout` the `p` of dropout modules is scaled by
     the share of their channels that is left. The last training, `finetune` (None for none), has no gates. `evaluate`
-    (model -> float, higher is better) is asked after every stage.
+    (model -> float, higher is better) is asked after every stage. Trainings that distil learn from `teacher`, all of
+    them: by default from `model`.
 
     With a `folder`, a run that is killed goes on where it was when the same call is made again, and ends with the same
     result (on a CPU, to the bit). `on_stage` is called after each stage.
@@ -111,7 +113,7 @@ def node_prune(
     listed = [stages] if isinstance(stages, FineTune) else list(stages)
     args, keywords = check_inputs(model, example_inputs, kwargs)
     _check(listed, finetune)
-    run = Stages(model, data, evaluate, folder)
+    run = Stages(model, data, evaluate, folder, teacher)
     run.identify(
         JOURNAL, stages=[stage.identity() for stage in listed], dropout=dropout,
         finetune=None if finetune is None else finetune.identity(),

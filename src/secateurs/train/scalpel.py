@@ -48,6 +48,7 @@ def scalpel(
     finetune: FineTune | None = None,
     thresholds: Sequence[float] = (),
     retrain: FineTune | None = None,
+    teacher: nn.Module | None = None,
     simd_width: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
     exclude: Sequence[str | type] = (),
@@ -58,7 +59,8 @@ def scalpel(
     First nodes: `stages` and `finetune` are those of `node_prune`, on the groups that the plan names. Then, in what is
     left, SIMD groups: for each of the rising `thresholds`, groups of weights with a smaller RMS become zero for good,
     and `retrain` trains the rest (see `iterative_prune`). A method that the plan gives to no layer needs no arguments.
-    `evaluate` is model -> float, higher is better.
+    `evaluate` is model -> float, higher is better. Trainings that distil learn from `teacher`, in both parts; by
+    default from `model`, not from what the first part has made of it.
 
     With a `folder`, a run that is killed goes on when the same call is made again.
 
@@ -72,18 +74,18 @@ def scalpel(
     listed = [stages] if isinstance(stages, FineTune) else list(stages)
     _check(plan, listed, thresholds)
     place = None if folder is None else Path(folder)
-    nodes, weights, current = None, None, model
+    nodes, weights, current, taught = None, None, model, model if teacher is None else teacher
     if plan.nodes:
         nodes = node_prune(
             current, example_inputs, data, stages=[_on(stage, plan) for stage in listed], finetune=finetune,
-            evaluate=evaluate, kwargs=kwargs, folder=None if place is None else place / "nodes",
+            teacher=taught, evaluate=evaluate, kwargs=kwargs, folder=None if place is None else place / "nodes",
         )  # fmt: skip
         current = nodes.model
     if plan.simd:
         weights = iterative_prune(
             current, data, sparsity=[Threshold("value", float(threshold)) for threshold in thresholds],
-            pattern=f"simd({plan.simd_width})", only=plan.simd, retrain=retrain, evaluate=evaluate, dropout=False,
-            folder=None if place is None else place / "simd",
+            pattern=f"simd({plan.simd_width})", only=plan.simd, retrain=retrain, teacher=taught, evaluate=evaluate,
+            dropout=False, folder=None if place is None else place / "simd",
         )  # fmt: skip
         current = weights.model
     return Scalpel(current, plan, nodes, weights)

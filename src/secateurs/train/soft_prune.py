@@ -62,6 +62,7 @@ def soft_prune(
     every: int = 1,
     exclude: Sequence[str] = (),
     finetune: FineTune | None = None,
+    teacher: nn.Module | None = None,
     kwargs: Mapping[str, Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     bias: str = "propagate",
@@ -75,6 +76,8 @@ def soft_prune(
     `bias="propagate"` its consumers take that constant over, so that the smaller network answers like the trained one:
     to rounding where no consumer pads with zeros, else as `padding` says (see `hand_over`). With `bias="drop"` it
     counts as 0, which `recalibrate` batches of `data` for the batch norms partly make up for.
+
+    Where `finetune` distils, `teacher` is who it learns from: by default `model`.
 
     `evaluate` and `folder` (a run that is killed goes on to the same bits) are those of `finetune`. The model itself is
     not changed. He et al. 2018 (1808.06866).
@@ -92,7 +95,7 @@ def soft_prune(
     check_choice(bias, padding, data)
     soft = Soft(fraction=fraction, norm=norm, every=every, exclude=exclude)
     args, keywords = check_inputs(model, example_inputs, kwargs)
-    trained = train(model, data, replace(config, soft=soft), evaluate=evaluate, folder=folder)
+    trained = train(model, data, replace(config, soft=soft), teacher=teacher, evaluate=evaluate, folder=folder)
     graph = capture(trained.model, args, kwargs=keywords)
     groups = couple(graph, exclude=soft.exclude)
     keep = {}

@@ -22,7 +22,7 @@ from secateurs.capture.graph import Graph
 from secateurs.couple.rules.registry import arguments, value
 from secateurs.sparsity.masks import check_masks
 from secateurs.sparsity.pattern import Grouping, Pattern
-from secateurs.sparsity.spec import Masks, Spec, masks_of
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, masks_of
 from secateurs.sparsity.surgeon import Quadratic, damped, fitted, operate
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.weights import LayerWeight, check_finite, layer_weights
@@ -49,7 +49,7 @@ class SparsifiedOnce:
 def sparsify_once(
     model: nn.Module,
     data: Iterable[Any],
-    sparsity: float | Mapping[str, float] | Masks | None = None,
+    sparsity: float | ByLayer[float] | Masks | None = None,
     *,
     pattern: str | Pattern = "weight",
     distribution: str = "uniform",

@@ -28,22 +28,31 @@ class Stages:
     """Trains and judges what comes of `model`; with a `folder`, so that a run that is killed goes on where it was."""
 
     def __init__(
-        self, model: nn.Module, data: Iterable[Any], evaluate: Evaluate, folder: str | os.PathLike[str] | None
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        evaluate: Evaluate,
+        folder: str | os.PathLike[str] | None,
+        teacher: nn.Module | None = None,
     ) -> None:
-        """Raises `InputError` for an `evaluate` that is no function."""
+        """`teacher` (default: `model`) is who every training learns from that distils.
+
+        Raises `InputError` for an `evaluate` that is no function.
+        """
         given: Any = evaluate
         if not callable(given):
             step = "give a function model -> float, higher is better, such as sec.accuracy(loader)"
             raise InputError(explain(f"evaluate={given!r} cannot be used", next_step=step))
         self.model, self.data, self.evaluate = model, data, evaluate
+        self.teacher = model if teacher is None else teacher
         self.folder = None if folder is None else Path(folder)
         self.journal: Journal | None = None
 
     def identify(self, file: str, **run: Any) -> None:
         """Open the journal, if there is a folder. Raises `ArtifactError` if it belongs to another run."""
         if self.folder is not None:
-            tensors = {name: item for name, item in self.model.state_dict().items() if isinstance(item, Tensor)}
-            self.journal = Journal(self.folder / file, run={"weights": digest(tensors), **run})
+            other = {} if self.teacher is self.model else {"teacher": _digest(self.teacher)}
+            self.journal = Journal(self.folder / file, run={"weights": _digest(self.model), **other, **run})
 
     def once(self, step: str, compute: Callable[[], Any]) -> Any:
         """What `compute` gives, or gave in an earlier call of the same run."""
@@ -61,10 +70,14 @@ class Stages:
             model,
             self.data,
             config,
-            teacher=self.model if uses_teacher(config.distil) else None,
+            teacher=self.teacher if uses_teacher(config.distil) else None,
             folder=None if self.folder is None else self.folder / place,
             **given,
         )
+
+
+def _digest(model: nn.Module) -> str:
+    return digest({name: item for name, item in model.state_dict().items() if isinstance(item, Tensor)})
 
 
 __all__ = ["Evaluate", "Stages"]

@@ -79,7 +79,8 @@ def draw_sensitivity(found: Sensitivity, tolerance: float | None = None) -> Any:
         bars = go.Bar(
             y=[line.layer for line in lines], x=[line.largest for line in lines], orientation="h",
             marker={"color": [COLOURS[place % len(COLOURS)] for place in range(len(lines))]},
-            hovertemplate="%{y}: %{x:.0%}<extra></extra>", showlegend=False,
+            text=[f"{line.largest:.0%}" for line in lines], textposition="auto", insidetextanchor="end",
+            width=min(0.8, 0.15 * len(lines)), hovertemplate="%{y}: %{x:.0%}<extra></extra>", showlegend=False,
         )  # fmt: skip
         figure.add_trace(bars, row=1, col=2)
         figure.update_xaxes(tickformat=".0%", range=[0, 1], row=1, col=2)

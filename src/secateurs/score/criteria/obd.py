@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from secateurs.base.errors import InputError, explain
 from secateurs.couple.group import ChannelGroup
-from secateurs.score import curvature
 from secateurs.score.criterion import Context, criterion
-from secateurs.score.curvature import Diagonal
-from secateurs.score.equalize import named
-
-Estimate = Callable[[Context, Sequence[str], int, int], Diagonal]
-DIAGONALS: dict[str, Estimate] = {
-    "hutchinson": lambda context, leaves, probes, draws: curvature.hutchinson(context, leaves, probes),
-    "gauss_newton": lambda context, leaves, probes, draws: (
-        curvature.sampled_gauss_newton(context, leaves, draws) if draws else curvature.gauss_newton(context, leaves)
-    ),
-    "fisher": lambda context, leaves, probes, draws: curvature.fisher(context, leaves),
-}
+from secateurs.score.curvature import diagonal_of
 
 
 @criterion("obd", needs="loss")
@@ -45,10 +31,6 @@ def obd(group: ChannelGroup, context: Context, *, diagonal: str = "fisher", prob
 
     LeCun, Denker, Solla, Optimal Brain Damage, 1990.
     """
-    named("diagonal", diagonal, DIAGONALS)
-    if probes < 1 or draws < 0:
-        raise InputError(explain("There is at least one probe, and no fewer than 0 draws",
-                                 evidence=f"probes={probes}, draws={draws}"))  # fmt: skip
     rows = context.once(f"obd/{diagonal}/{probes}/{draws}", lambda: _rows(context, diagonal, probes, draws))
     return rows[group.name]
 
@@ -57,7 +39,7 @@ def _rows(context: Context, diagonal: str, probes: int, draws: int) -> dict[str,
     """`{group name: [producers, size]}`."""
     groups = context.groups.free
     leaves = list(dict.fromkeys(member.leaf for group in groups for member in context.producers(group)))
-    estimate = DIAGONALS[diagonal](context, leaves, probes, draws)
+    estimate = diagonal_of(context, leaves, diagonal, probes, draws)
     found: dict[str, Tensor] = {}
     for group in groups:
         rows = []

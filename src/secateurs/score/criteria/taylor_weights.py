@@ -41,10 +41,15 @@ def taylor_weights(
     Molchanov et al., Importance Estimation for Neural Network Pruning, 2019.
     """
     named("form", form, FORMS)
-    if order not in (1, 2):
-        raise InputError(explain("The order is 1 or 2", evidence=f"{order!r} given"))
+    check_order(order)
     key = f"taylor_weights/{form}/{order}/{momentum}"
     return context.once(key, lambda: _rows(context, form, order, momentum))[group.name]
+
+
+def check_order(order: int) -> None:
+    """Raises `InputError` unless it is 1 or 2."""
+    if order not in (1, 2):
+        raise InputError(explain("The order is 1 or 2", evidence=f"{order!r} given"))
 
 
 def _rows(context: Context, form: str, order: int, momentum: float | None) -> dict[str, Tensor]:
@@ -53,7 +58,7 @@ def _rows(context: Context, form: str, order: int, momentum: float | None) -> di
     leaves = list(dict.fromkeys(member.leaf for group in groups for member in context.producers(group)))
     batches = (
         {group.name: _scores(group, context, slopes, form) for group in groups}
-        for slopes in leaf_gradients(context, leaves, order=order)
+        for _, slopes in leaf_gradients(context, leaves, order=order)
     )
     return over_batches(batches, momentum)
 
@@ -62,12 +67,12 @@ def _scores(group: ChannelGroup, context: Context, slopes: dict[str, Slope], for
     each, whole = FORMS[form]
     rows = []
     for member in context.producers(group):
-        changes = each(context.matrix(member, _change(slopes[member.leaf])).double()).sum(1).cpu()
+        changes = each(context.matrix(member, change(slopes[member.leaf])).double()).sum(1).cpu()
         rows.append(whole(context.by_unit(group, member, changes).sum(1)))
     return torch.stack(rows)
 
 
-def _change(slope: Slope) -> Tensor:
+def change(slope: Slope) -> Tensor:
     """How much the loss falls when each weight becomes zero."""
     first = slope.weight * slope.gradient
     return first if slope.curvature is None else first - slope.weight * slope.curvature / 2
