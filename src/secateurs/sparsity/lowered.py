@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -64,10 +66,10 @@ class LoweredConv2d(nn.Module):
         assert places is not None
         shape = self._shape(height, width)
         features = x.flatten(1).index_select(1, places).reshape(batch, sum(self.kept), shape[0] * shape[1])
-        parts = torch.split(features, list(self.kept), dim=1)
-        products = zip(self.weights, parts, self._biases(), strict=True)
-        found = torch.cat([torch.baddbmm(bias, item.expand(batch, -1, -1), part) for item, part, bias in products], 1)
-        return found.reshape(batch, -1, *shape)
+        parts = [features] if len(self.kept) == 1 else torch.split(features, list(self.kept), dim=1)
+        operands = zip(self._biases(), self.weights, parts, strict=True)
+        found = [torch.baddbmm(bias, weight.expand(batch, -1, -1), part) for bias, weight, part in operands]
+        return (found[0] if len(found) == 1 else torch.cat(found, 1)).view(batch, -1, *shape)
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         left, right, top, bottom = self.padding
@@ -85,10 +87,11 @@ class LoweredConv2d(nn.Module):
         lines, steps = (torch.arange(length, device=taps.device) for length in self._shape(height, width))
         return (taps[:, None] + (lines[:, None] * (down * width) + steps * across).flatten()).flatten()
 
-    def _biases(self) -> Tensor:
-        """`[groups, O / groups, 1]`."""
-        bias = self.weights[0].new_zeros(()) if self.bias is None else self.bias
-        return bias.expand(sum(len(item) for item in self.weights)).reshape(len(self.kept), -1, 1)
+    def _biases(self) -> Sequence[Tensor]:
+        """Of each group `[O / groups, 1]`."""
+        if self.bias is None:
+            return [self.weights[0].new_zeros(())] * len(self.kept)
+        return self.bias[:, None].chunk(len(self.kept))
 
 
 __all__ = ["LoweredConv2d"]
