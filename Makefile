@@ -27,13 +27,13 @@ install: .venv/.installed ## Python environment in .venv (done once)
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-zoo: .venv/.zoo ## What others bring, to try: torchvision, timm, transformers, Lightning (done once)
+zoo: .venv/.zoo ## What others bring, to try: torchvision, timm, transformers, accelerate, Lightning (done once)
 
 # Without their dependencies: they would ask for a PyTorch of their own.
 .venv/.zoo: .venv/.installed
 	@echo "Installing what others bring into .venv (once)"
-	@$(PIP) --no-deps torchvision timm pytorch-lightning torchmetrics
-	@$(PIP) pillow huggingface-hub --editable '.[bench]'
+	@$(PIP) --no-deps torchvision timm pytorch-lightning torchmetrics accelerate
+	@$(PIP) pillow huggingface-hub psutil --editable '.[bench]'
 	@touch $@
 
 demo: .venv/.installed ## Train, cut, prove, fine-tune, export, measure and save a small network

@@ -29,7 +29,7 @@ class Study:
     settings: dict[str, Any]
     run: Callable[[Path, Path, int], Row]
     summary: Callable[[list[Row]], Row]
-    figure: Callable[[Row], Any]
+    figure: Callable[[Row], Any] | None = None
     pictures: Callable[[Path, Path, Row], tuple[Row, list[Picture]]] | None = None
     """`pictures(data, work, stored)`: what they took to find out, kept beside the rows; and the pictures themselves."""
 
@@ -43,7 +43,8 @@ class Study:
         parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with mnist/")
         parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
         parser.add_argument("--work", type=Path, default=ROOT / "out" / self.name, help="where seeds are resumed")
-        parser.add_argument("--figure", type=Path, help="only draw what is stored, into this .html or .png")
+        if self.figure is not None:
+            parser.add_argument("--figure", type=Path, help="only draw what is stored, into this .html or .png")
         if self.pictures is not None:
             parser.add_argument(
                 "--figures", type=Path, nargs="?", const=ROOT / "out" / self.name / "figures", metavar="FOLDER",
@@ -51,7 +52,7 @@ class Study:
             )  # fmt: skip
         arguments = parser.parse_args()
         stored = json.loads(self.out.read_text()) if self.out.exists() else {}
-        if arguments.figure is not None:
+        if self.figure is not None and arguments.figure is not None:
             arguments.figure.parent.mkdir(parents=True, exist_ok=True)
             return self._one(arguments.figure, self.figure(stored["summary"]))
         if not (arguments.data / "mnist").is_dir():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import secateurs as sec
@@ -74,6 +75,69 @@ def test_hugging_face_steps_saves_and_goes_on(tmp_path: Path) -> None:
     assert whole[2].sparsity == pytest.approx(0.8)
     for key, value in whole[2].state_dict().items():
         assert torch.equal(value, again[2].state_dict()[key]), key
+
+
+class Toy(nn.Module):
+    """What Hugging Face's Trainer asks of a model: a loss among the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
+
+    def forward(self, x: Any, labels: Any) -> dict[str, Any]:
+        return {"loss": nn.functional.cross_entropy(self.layer(x), labels)}
+
+
+def hugging_face_trainer() -> Any:
+    """`Trainer` and its `TrainingArguments`; the test is skipped where they, or what they need, are not installed."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs accelerate: run `make zoo`")
+    if importlib.util.find_spec("torchvision") is not None:
+        operators.provide()  # for Transformers, which imports it where it is
+    return transformers
+
+
+@pytest.mark.parametrize("mode", ["hard", "dense-update"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_hugging_face_trains_saves_and_resumes(mode: str, elsewhere: bool, tmp_path: Path) -> None:
+    """`Trainer.train()` itself, batches accumulated: zeros in the checkpoint and at the end, the same bits resumed."""
+    transformers = hugging_face_trainer()
+    numbers = torch.Generator().manual_seed(1)
+    data = [
+        {"x": torch.randn(12, generator=numbers), "labels": torch.randint(5, (), generator=numbers)} for _ in range(32)
+    ]
+
+    def go(seed: int, folder: Path, checkpoint: Path | None) -> tuple[Toy, sec.Sparsifier]:
+        torch.manual_seed(seed)
+        model = Toy()
+        held = sec.sparsify(model, 0.8, mode=mode, schedule=sec.Gradual(begin=0, end=6, every=2))
+        args = transformers.TrainingArguments(
+            output_dir=str(folder), max_steps=8, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            learning_rate=0.05, weight_decay=0.1, save_steps=3, save_strategy="steps", logging_strategy="no",
+            report_to=[], disable_tqdm=True, use_cpu=True, seed=0,
+            resume_from_checkpoint=str(checkpoint) if checkpoint is not None and checkpoint.parent != folder else None,
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, args, train_dataset=data, callbacks=[hugging_face_callback(held)])
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return model, held
+
+    whole, first = go(0, tmp_path / "one", None)
+    saved = tmp_path / "one" / "checkpoint-3"
+    weights, state = load_file(saved / "model.safetensors"), load_file(saved / FILE)
+    midway = state["mask.layer.weight"]
+    assert int(midway.logical_not().sum()) == 34  # of 60, at two thirds of the way from step 2 on
+    assert torch.equal(weights["layer.weight"] != 0, midway.bool())
+    again, second = go(7, tmp_path / ("two" if elsewhere else "one"), saved)
+    assert first.steps == second.steps == 8
+    for model, held in ((whole, first), (again, second)):
+        zeros = ~held.masks["layer.weight"]
+        assert int(zeros.sum()) == 48
+        assert torch.equal(model.layer.weight == 0, zeros)
+        assert not model.layer.weight[zeros].signbit().any()
+    assert torch.equal(whole.layer.weight, again.layer.weight)
+    assert torch.equal(whole.layer.bias, again.layer.bias)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
 
 
 def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:

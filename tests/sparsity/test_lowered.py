@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_it_computes_what_the_convolution_does(
     x = torch.randn(2, inputs * groups, 9, 10).double()
     lowered = LoweredConv2d(conv, mask=mask)
     sec.sparsify(conv, {"weight": mask}).detach()
-    for made in (lowered, LoweredConv2d(conv)):
+    for made in (lowered, LoweredConv2d(conv), LoweredConv2d(conv, size=(9, 10)), LoweredConv2d(conv, size=(8, 8))):
         torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
 
 
@@ -66,6 +67,51 @@ def test_it_can_be_trained_on() -> None:
     assert conv.weight.grad is not None
     kept = mask[0].flatten().nonzero().flatten()
     torch.testing.assert_close(lowered.weights[0].grad, conv.weight.grad.flatten(1)[:, kept], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_prepared_moves_along_and_is_not_saved() -> None:
+    lowered = LoweredConv2d(nn.Conv2d(2, 3, 3, padding=1), size=(6, 6))
+    assert lowered.prepared is not None and len(lowered.prepared) == 2 * 9 * 36
+    assert sorted(lowered.state_dict()) == ["bias", "channel", "column", "row", "weights.0"]
+    x = torch.randn(2, 2, 6, 6)
+    torch.testing.assert_close(lowered.double()(x.double()).float(), copy.deepcopy(lowered).float()(x))
+
+
+def test_channels_then_kernels_then_taps_each_retrained() -> None:
+    torch.manual_seed(2)
+    x, labels = torch.randn(32, 1, 8, 8), torch.randint(5, (32,))
+    model: nn.Module = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)
+    )
+    data = list(zip(x.split(8), labels.split(8), strict=True))
+    config = sec.FineTune(epochs=2, lr=0.05, weight_decay=1e-2, progress=False)
+    graph = sec.capture(model, x[:2])
+    groups = sec.couple(graph)
+    keep = {group.name: list(range(0, group.size, 2)) for group in groups.free}
+    model = sec.finetune(sec.cut(model, sec.plan(graph, groups, keep), x[:2]), data, config).model
+    kernels = sec.masks(model, 0.5, pattern="kernel", only=["2"])
+    model = sec.finetune(model, data, config, masks=kernels).model
+    masks = sec.masks(model, pattern="strided(*,2)", only=["2"], within=kernels)
+    before = model.get_parameter("2.weight").detach().clone()
+    model = sec.finetune(model, data, config, masks=masks).model
+
+    weight, mask = model.get_parameter("2.weight").detach(), masks["2.weight"]
+    assert weight.shape == (4, 3, 3, 3)
+    assert int(kernels["2.weight"].flatten(2).any(2).sum()) == 6
+    assert torch.equal(weight != 0, mask)
+    assert not torch.equal(weight[mask], before[mask])
+    for channel in range(3):
+        there = kernels["2.weight"][:, channel].flatten(1).any(1)
+        taps = mask[:, channel].flatten(1)
+        assert not taps[~there].any()
+        assert all(row.nonzero().flatten().tolist() in ([0, 2, 4, 6, 8], [1, 3, 5, 7]) for row in taps[there])
+        assert (taps[there] == taps[there][:1]).all()
+    conv = model.get_submodule("2")
+    assert isinstance(conv, nn.Conv2d)
+    lowered, seen = LoweredConv2d(conv, size=(6, 6)), torch.randn(5, 3, 6, 6)
+    assert lowered.kept == (int(mask.any(0).sum()),)
+    assert lowered.kept[0] <= 3 * 5
+    torch.testing.assert_close(lowered(seen), conv(seen), rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_lowered_is_refused() -> None:

@@ -55,8 +55,9 @@ def lightning_callback(sparsifier: Sparsifier) -> Any:
 def hugging_face_callback(sparsifier: Sparsifier) -> Any:
     """A `transformers.TrainerCallback`: one `step()` per optimizer step.
 
-    Its state is a file in every checkpoint folder, and is taken from there when training goes on from one. Raises
-    `InputError` when transformers is not installed, or a checkpoint to go on from has no such file.
+    Its state is a file in every checkpoint folder, and is taken from there when training goes on from one. The Trainer
+    does not tell where it goes on from: if that is not in its output folder, `TrainingArguments` must say so too
+    (`resume_from_checkpoint`). Raises `InputError` when transformers is not installed, or there is no such file.
     """
     base: Any = _imported(("transformers",), "transformers").TrainerCallback
 
@@ -93,7 +94,8 @@ def _saved(args: Any, state: Any) -> Path:
         explain(
             f"The masks of step {state.global_step} are not there",
             evidence=f"no file {FILE} in {_folder(args, state)}",
-            next_step="go on from a checkpoint that was written with this callback",
+            next_step="go on from a checkpoint that was written with this callback; if it is elsewhere, name it "
+            "in TrainingArguments(resume_from_checkpoint=...), too",
         )
     )
 

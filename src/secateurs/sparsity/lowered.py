@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,9 +23,12 @@ class LoweredConv2d(nn.Module):
     channel: Tensor
     row: Tensor
     column: Tensor
+    prepared: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d, *, mask: Tensor | None = None) -> None:
+    def __init__(self, conv: nn.Conv2d, *, mask: Tensor | None = None, size: tuple[int, int] | None = None) -> None:
         """From a convolution whose weights are zero, or are to count as zero where `mask` (True = kept) is False.
+
+        Images of `size` (height, width) find prepared where their columns come from; others take a little longer.
 
         Raises `InputError` for anything else than a two-dimensional convolution and for a mask of another shape.
         """
@@ -47,24 +52,46 @@ class LoweredConv2d(nn.Module):
         self.register_buffer("column", place % kernel[1])
         self.kernel_size, self.stride, self.dilation = tuple(kernel), conv.stride, conv.dilation
         self.padding_mode, self.padding = conv.padding_mode, list(conv._reversed_padding_repeated_twice)
+        self.padded = None if size is None else self._padded(size)
+        prepared = None if self.padded is None else self._places(*self.padded)
+        self.register_buffer("prepared", prepared, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, H, W]` -> `[N, O, P, Q]`."""
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         x = functional.pad(x, self.padding, mode=mode) if any(self.padding) else x
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
+        ready = self.prepared is not None and (height, width) == self.padded
+        places = self.prepared if ready else self._places(height, width)
+        assert places is not None
+        shape = self._shape(height, width)
+        features = x.flatten(1).index_select(1, places).reshape(batch, sum(self.kept), shape[0] * shape[1])
+        parts = [features] if len(self.kept) == 1 else torch.split(features, list(self.kept), dim=1)
+        operands = zip(self._biases(), self.weights, parts, strict=True)
+        found = [torch.baddbmm(bias, weight.expand(batch, -1, -1), part) for bias, weight, part in operands]
+        return (found[0] if len(found) == 1 else torch.cat(found, 1)).view(batch, -1, *shape)
+
+    def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
+        left, right, top, bottom = self.padding
+        return size[0] + top + bottom, size[1] + left + right
+
+    def _shape(self, height: int, width: int) -> tuple[int, int]:
+        """`P, Q` of padded images of this size."""
         (rows, columns), (down, across), (tall, wide) = self.kernel_size, self.stride, self.dilation
-        shape = ((height - tall * (rows - 1) - 1) // down + 1, (width - wide * (columns - 1) - 1) // across + 1)
-        each, channel, line, step = x.stride()
-        windows = x.as_strided(
-            (batch, channels, rows, columns, *shape),
-            (each, channel, tall * line, wide * step, down * line, across * step),
-        )
-        features = windows[:, self.channel, self.row, self.column].flatten(2)
-        parts = torch.split(features, list(self.kept), dim=1)
-        found = torch.cat([weight @ part for weight, part in zip(self.weights, parts, strict=True)], dim=1)
-        found = found if self.bias is None else found + self.bias[:, None]
-        return found.reshape(batch, -1, *shape)
+        return (height - tall * (rows - 1) - 1) // down + 1, (width - wide * (columns - 1) - 1) // across + 1
+
+    def _places(self, height: int, width: int) -> Tensor:
+        """`[kept columns * P * Q]`: where in a flat padded image every feature is."""
+        (down, across), (tall, wide) = self.stride, self.dilation
+        taps = (self.channel * height + self.row * tall) * width + self.column * wide
+        lines, steps = (torch.arange(length, device=taps.device) for length in self._shape(height, width))
+        return (taps[:, None] + (lines[:, None] * (down * width) + steps * across).flatten()).flatten()
+
+    def _biases(self) -> Sequence[Tensor]:
+        """Of each group `[O / groups, 1]`."""
+        if self.bias is None:
+            return [self.weights[0].new_zeros(())] * len(self.kept)
+        return self.bias[:, None].chunk(len(self.kept))
 
 
 __all__ = ["LoweredConv2d"]

@@ -143,9 +143,9 @@ def iterative_prune(
 
     Weights that stay go on from their values, trained as `retrain` says (`RETRAIN` if it is None: `FineTune` with an L2
     of `weight_decay=5e-4`; `epochs=0` for no retraining), after the last round as `final` says, if it is given. L1 is
-    `FineTune(penalty=Penalty(kind="l1", ...))`: better right after pruning, worse once retrained. A tenth of the
-    original learning rate is a good start. Where they distil, `teacher` teaches every round: by default `model`; pass
-    the original if `model` has been cut before.
+    `FineTune(penalty=Penalty(kind="l1", ...))`: better right after pruning and, in the paper, worse once retrained. A
+    tenth of the original learning rate is a good start. Where they distil, `teacher` teaches every round: by default
+    `model`; pass the original if `model` has been cut before.
 
     `train_only` splits each retraining into phases: `[["conv*"], ["fc*"]]` trains the convolutions while all else is
     frozen, then the reverse. Globs on parameter or module names.
