@@ -164,7 +164,19 @@ def _gone(program: Any) -> None:
 
 
 def _literal(program: Any) -> None:
-    node(program, "batch_norm")[1]["$tuple"][3] = [1.0]
+    node(program, "batch_norm")[1]["$tuple"][3] = "one"
+
+
+def _listed(program: Any) -> None:
+    node(program, "relu")[1]["$tuple"] = [[node(program, "relu")[1]["$tuple"][0]] * 2]
+
+
+def _sizes(program: Any) -> None:
+    node(program, "mean")[1]["$tuple"][1] = [node(program, "relu")[1]["$tuple"][0]] * 65
+
+
+def _nested(program: Any) -> None:
+    node(program, "mean")[1]["$tuple"][1] = [[2, 3]]
 
 
 def _device(program: Any) -> None:
@@ -181,7 +193,8 @@ def _way(program: Any) -> None:
         (_twice, "is given twice"), (_own, "before it exists"), (_far, r"of \d+$|of \d+\."), (_more, "3 arguments"),
         (_keyword, "__class__"), (_results, "2 of 1 results"), (_no_input, "takes no tensor"), (_kind, "'module'"),
         (_names, "is that of two tensors"), (_first, "not the first of its names"), (_gone, "`other` is missing"),
-        (_device, "device"), (_way, "'guessed'"),
+        (_device, "device"), (_listed, "a list to `self` of aten.relu.default, which is Tensor"),
+        (_sizes, "65 tensors to `dim`"), (_nested, "a list of lists to `dim`"), (_way, "'guessed'"),
     ],
 )  # fmt: skip
 def test_programs_that_make_no_sense(made: GraphModule, change: Callable[[Any], None], reason: str) -> None:

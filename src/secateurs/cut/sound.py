@@ -34,6 +34,8 @@ INTERNAL = (
 
 KINDS = ("parameter", "buffer", "constant")
 LARGEST = (1 << 63) - 1
+DIMENSIONS = 64
+"""What a tensor of PyTorch has at most, so that no list of sizes, strides or axes is longer."""
 
 
 @cache
@@ -134,8 +136,24 @@ def _check_node(node: Node) -> None:
     names = {item.name for item in schema.arguments}
     if len(node.args) > len(positional) or len(set(given)) < len(given) or not needed <= set(given) <= names:
         raise ValueError(f"node {node.index} calls {node.op} with {len(node.args)} arguments and {list(node.kwargs)}")
+    values = {**dict(zip(positional, node.args, strict=False)), **node.kwargs}
+    for item in schema.arguments:
+        _check_list(node, item, values.get(item.name))
     if not listed(schema.returns) and len(node.outputs) != len(schema.returns):
         raise ValueError(f"node {node.index} takes {len(node.outputs)} of {len(schema.returns)} results of {node.op}")
+
+
+def _check_list(node: Node, argument: Any, value: Any) -> None:
+    """PyTorch refuses these only when it runs, in a message that prints every tensor of the list."""
+    if not isinstance(value, (list, tuple)):
+        return
+    kind = str(argument.type)
+    if "List" not in kind and kind != "Any":
+        raise ValueError(f"node {node.index} gives a list to `{argument.name}` of {node.op}, which is {kind}")
+    if any(isinstance(item, (list, tuple)) for item in value):
+        raise ValueError(f"node {node.index} gives a list of lists to `{argument.name}` of {node.op}")
+    if "Tensor" not in kind and sum(isinstance(item, Ref) for item in value) > DIMENSIONS:
+        raise ValueError(f"node {node.index} gives {len(value)} tensors to `{argument.name}` of {node.op}")
 
 
 def listed(returns: Sequence[Any]) -> bool:
