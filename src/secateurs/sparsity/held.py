@@ -158,10 +158,10 @@ class Held:
         where something else than a step has written to it.
         """
         for key, item in state.items():
-            known = self._clean.get(key)
-            if known is not None and known[0]() is item and known[1] == item._version:
-                continue
             if isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point():
+                known = self._clean.get(key)
+                if known is not None and known[0]() is item and known[1] == item._version:
+                    continue
                 self.clear(item)
                 self._clean[key] = weakref.ref(item), item._version
                 self._lift_in = 0
@@ -174,8 +174,8 @@ class Held:
             return
         for key, (known, _) in self._clean.items():
             item = known()
-            if item is not None and state.get(key) is item:
-                self._clean[key] = known, item._version
+            same = item is not None and state.get(key) is item
+            self._clean[key] = known, item._version if item is not None and same else -1
 
     def lift(self, state: Mapping[str, Any]) -> None:
         """Second moments are tiny instead of zero where masked, until `lower`.

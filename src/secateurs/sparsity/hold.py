@@ -177,6 +177,8 @@ class Hold:
                 explain("Two masks are for one tied parameter", next_step="give the mask under one of its names")
             )
         for name, item in self._named():
+            if item.parameter.is_meta:
+                raise InputError(explain(f"`{name}` has no values to hold", next_step="load the model first"))
             if getattr(item.parameter, _MARK, None) is not None:
                 raise InputError(
                     explain(f"The zeros of `{name}` are held already", next_step="detach the other sparsifier first")
