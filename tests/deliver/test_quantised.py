@@ -134,6 +134,25 @@ def test_a_state_dict_can_be_quantised_too(tmp_path: Path) -> None:
     assert (tmp_path / "model").read_bytes() == (tmp_path / "state").read_bytes()
 
 
+@pytest.mark.parametrize("given", [{"share": 3}, {"integers": 4}, {"bytes": 800}], ids=str)
+def test_a_state_dict_keeps_its_ties(given: dict[str, int], tmp_path: Path) -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 6), "head": nn.Linear(6, 9), "own": nn.Linear(6, 6)})
+    model["head"].weight = model["embed"].weight
+    sec.pack(model, tmp_path / "model", **given)  # type: ignore[arg-type]
+    sec.pack(model.state_dict(), tmp_path / "state", **given)  # type: ignore[arg-type]
+    assert (tmp_path / "model").read_bytes() == (tmp_path / "state").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["training"], "already exists"), (["a", "a.b"], "already exists"), (["a..b"], "empty"), ([1], "no text")],
+    ids=str,
+)
+def test_names_that_no_module_has_are_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(sec.InputError, match=words):
+        sec.pack({name: torch.ones(2, 2) for name in names}, tmp_path / "file", share=2)
+
+
 def test_biases_of_norms_and_floats_are_left_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)).eval()
     with torch.no_grad():
