@@ -39,8 +39,8 @@ def test_it_computes_what_the_convolution_does(
     lowered = LoweredConv2d(conv, mask=mask)
     sec.sparsify(conv, {"weight": mask}).detach()
     for made in (lowered, LoweredConv2d(conv), LoweredConv2d(conv, size=(9, 10)), LoweredConv2d(conv, size=(8, 8))):
-        for given in (x, x[:0], x[0]):
-            torch.testing.assert_close(made(given), conv(given), rtol=1e-10, atol=1e-10)
+        for seen in (x, x[:0], x[0]):
+            torch.testing.assert_close(made(seen), conv(seen), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("start", "stride"), [(0, 2), (1, 2), (5, 3), ("*", 2), ("*", 3)])
