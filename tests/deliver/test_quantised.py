@@ -91,6 +91,14 @@ def test_after_fine_tuning_the_shared_weights(tmp_path: Path) -> None:
         assert read(tmp_path / "file").record(name).table == "float16"
 
 
+def test_a_layer_too_small_for_half_precision_does_not_vanish() -> None:
+    tiny = nn.Linear(2, 2)
+    with torch.no_grad():
+        tiny.weight.mul_(1e-9)
+    with pytest.raises(sec.InputError, match="float16 has no room"):
+        sec.share_weights(tiny, 1, codebook="float16")
+
+
 def test_half_precision_codebooks_take_half_the_bytes(tmp_path: Path) -> None:
     books = [
         sec.pack(sec.share_weights(sparse(), 4, codebook=kind), tmp_path / kind).parts["codebooks"]
