@@ -179,3 +179,17 @@ def test_a_step_that_is_broken_off_loses_no_dense_weight(then: str) -> None:
     for name in held.masks:
         assert torch.equal(found[name if then == "dense" else f"dense.{name}"], state[f"dense.{name}"])
         assert not bits(model.get_parameter(name))[~held.masks[name]].any()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("mode", ["hard", "dense-update"])
+def test_a_step_that_is_compiled(mode: str) -> None:
+    model = network()
+    held = sec.sparsify(model, 0.5, mode=mode)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step: Any = torch.compile(optimizer.step, backend="eager")
+    for number in range(4):
+        optimizer.zero_grad()
+        loss_of(model, number).backward()
+        step()
+        check_values(model, held.masks)

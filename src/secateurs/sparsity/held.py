@@ -40,7 +40,8 @@ class Held:
         self._dense = parameter.detach().clone() if dense else None
         self._shown = False
         self._loaded: Tensor | None = None
-        self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._clean: dict[str, weakref.ref[Tensor]] = {}
+        self._versions: dict[str, int] = {}
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._tiny: Tensor | None = None
         self._lift_in = 0
@@ -160,10 +161,10 @@ class Held:
         for key, item in state.items():
             if isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point():
                 known = self._clean.get(key)
-                if known is not None and known[0]() is item and known[1] == item._version:
+                if known is not None and known() is item and self._versions[key] == item._version:
                     continue
                 self.clear(item)
-                self._clean[key] = weakref.ref(item), item._version
+                self._clean[key], self._versions[key] = weakref.ref(item), item._version
                 self._lift_in = 0
 
     def stepped(self, state: Mapping[str, Any], *, intact: bool) -> None:
@@ -172,10 +173,9 @@ class Held:
             self._clean.clear()
             self.clear_memory(state)
             return
-        for key, (known, _) in self._clean.items():
-            item = known()
-            same = item is not None and state.get(key) is item
-            self._clean[key] = known, item._version if item is not None and same else -1
+        for key, known in self._clean.items():
+            item = state.get(key)
+            self._versions[key] = item._version if isinstance(item, Tensor) and known() is item else -1
 
     def lift(self, state: Mapping[str, Any]) -> None:
         """Second moments are tiny instead of zero where masked, until `lower`.
@@ -196,7 +196,7 @@ class Held:
     def lower(self, state: Mapping[str, Any]) -> None:
         """What was lifted is zero again; tensors that came into its place since then were not."""
         self._lift_in = 0
-        known = [tensor() for tensor, _ in self._clean.values()]
+        known = [tensor() for tensor in self._clean.values()]
         for item in self._rooted(state):
             if any(item is tensor for tensor in known):
                 self.clear(item)
