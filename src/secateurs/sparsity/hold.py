@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -321,14 +320,10 @@ def _keeps_zeros(optimizer: Optimizer, dtype: torch.dtype) -> bool:
 
     The 1e-8 of Adam is, in float16.
     """
-    least = _least(dtype)
-    return type(optimizer) in KEEPS_ZEROS and all(group.get("eps", 1.0) >= least for group in optimizer.param_groups)
-
-
-@cache
-def _least(dtype: torch.dtype) -> float:
-    """The smallest number above zero."""
-    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    if type(optimizer) not in KEEPS_ZEROS:
+        return False
+    kind = torch.finfo(dtype)
+    return all(group.get("eps", 1.0) >= kind.smallest_normal * kind.eps for group in optimizer.param_groups)
 
 
 class _Weakly:
