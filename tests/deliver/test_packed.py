@@ -104,6 +104,15 @@ def test_every_type(name: str, tmp_path: Path) -> None:
         assert state[key].tolist() == expected.tolist()
 
 
+def test_lazily_negated_values(tmp_path: Path) -> None:
+    values = torch.tensor([1.0 + 2.0j, 3.0 - 4.0j]).conj().imag
+    assert values.is_neg()
+    sec.pack({"w": values}, tmp_path / "m.sec")
+    found = sec.unpack(tmp_path / "m.sec")
+    assert isinstance(found, dict)
+    assert found["w"].tolist() == [-2.0, 4.0]
+
+
 def test_tied_tensors_stay_one(tmp_path: Path) -> None:
     net = Tied()
     sec.pack(net, tmp_path / "m.sec")

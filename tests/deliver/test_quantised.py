@@ -91,6 +91,14 @@ def test_after_fine_tuning_the_shared_weights(tmp_path: Path) -> None:
         assert read(tmp_path / "file").record(name).table == "float16"
 
 
+def test_a_layer_too_small_for_half_precision_does_not_vanish() -> None:
+    tiny = nn.Linear(2, 2)
+    with torch.no_grad():
+        tiny.weight.mul_(1e-9)
+    with pytest.raises(sec.InputError, match="float16 has no room"):
+        sec.share_weights(tiny, 1, codebook="float16")
+
+
 def test_half_precision_codebooks_take_half_the_bytes(tmp_path: Path) -> None:
     books = [
         sec.pack(sec.share_weights(sparse(), 4, codebook=kind), tmp_path / kind).parts["codebooks"]
@@ -132,6 +140,25 @@ def test_a_state_dict_can_be_quantised_too(tmp_path: Path) -> None:
     sec.pack(model, tmp_path / "model", share=3, biases=8)
     sec.pack(model.state_dict(), tmp_path / "state", share=3, biases=8)
     assert (tmp_path / "model").read_bytes() == (tmp_path / "state").read_bytes()
+
+
+@pytest.mark.parametrize("given", [{"share": 3}, {"integers": 4}, {"bytes": 800}], ids=str)
+def test_a_state_dict_keeps_its_ties(given: dict[str, int], tmp_path: Path) -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 6), "head": nn.Linear(6, 9), "own": nn.Linear(6, 6)})
+    model["head"].weight = model["embed"].weight
+    sec.pack(model, tmp_path / "model", **given)  # type: ignore[arg-type]
+    sec.pack(model.state_dict(), tmp_path / "state", **given)  # type: ignore[arg-type]
+    assert (tmp_path / "model").read_bytes() == (tmp_path / "state").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["training"], "already exists"), (["a", "a.b"], "already exists"), (["a..b"], "empty"), ([1], "no text")],
+    ids=str,
+)
+def test_names_that_no_module_has_are_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(sec.InputError, match=words):
+        sec.pack({name: torch.ones(2, 2) for name in names}, tmp_path / "file", share=2)
 
 
 def test_biases_of_norms_and_floats_are_left_alone(tmp_path: Path) -> None:

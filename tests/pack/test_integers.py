@@ -126,3 +126,10 @@ def test_refusals() -> None:
         with_coded(convolutional(), {"0.weight": quantise(tensor)})
     with pytest.raises(UnknownNameError, match=r"0\.weight"):
         with_coded(convolutional(), {"0.weights": quantise(tensor)})
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 2)], ids=str)
+@pytest.mark.parametrize("axis", [0, None])
+def test_no_weights(shape: tuple[int, ...], axis: int | None) -> None:
+    coded = quantise(torch.zeros(shape), 4, axis=axis)
+    assert coded.decode().shape == shape

@@ -39,7 +39,8 @@ def test_it_computes_what_the_convolution_does(
     lowered = LoweredConv2d(conv, mask=mask)
     sec.sparsify(conv, {"weight": mask}).detach()
     for made in (lowered, LoweredConv2d(conv), LoweredConv2d(conv, size=(9, 10)), LoweredConv2d(conv, size=(8, 8))):
-        torch.testing.assert_close(made(x), conv(x), rtol=1e-10, atol=1e-10)
+        for seen in (x, x[:0], x[0]):
+            torch.testing.assert_close(made(seen), conv(seen), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("start", "stride"), [(0, 2), (1, 2), (5, 3), ("*", 2), ("*", 3)])
@@ -119,3 +120,5 @@ def test_what_cannot_be_lowered_is_refused() -> None:
         LoweredConv2d(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(sec.InputError, match="does not fit"):
         LoweredConv2d(nn.Conv2d(2, 2, 3), mask=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(sec.InputError, match="room for the kernel"):
+        LoweredConv2d(nn.Conv2d(2, 2, 3, dilation=2), size=(4, 9))

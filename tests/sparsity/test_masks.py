@@ -386,3 +386,46 @@ def test_a_lazy_layer_without_shape_is_refused() -> None:
 def test_thresholds_that_make_no_sense(kind: str, factor: Any) -> None:
     with pytest.raises(InputError):
         Threshold(kind, factor)
+
+
+class Oddly(nn.Module):
+    """Layers under names that look like globs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({"a[0]": nn.Linear(4, 4), "b*": nn.Linear(4, 4), "bc": nn.Linear(4, 4)})
+
+
+def test_names_that_look_like_globs() -> None:
+    """Every layer can be named as it is called, and masks can be computed anew."""
+    model = Oddly()
+    assert list(masks(model, {"parts.a[0].weight": 0.5})) == ["parts.a[0].weight"]
+    assert list(masks(model, {"parts.a[0]": 0.5})) == ["parts.a[0].weight"]
+    assert list(masks(model, 0.5, exclude=["parts.a[0]"])) == ["parts.b*.weight", "parts.bc.weight"]
+    assert list(masks(model, 0.5, only=["parts.a[0].weight"])) == ["parts.a[0].weight"]
+    held = sec.sparsify(model, 0.5, schedule=sec.Constant(every=1), exclude=["parts.bc"])
+    assert held.step()
+    assert list(held.masks) == ["parts.a[0].weight", "parts.b*.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"sparsity": 0.5, "distribution": "erk"}], ids=str)
+def test_layers_without_a_weight_count_nothing(options: dict[str, Any]) -> None:
+    full = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    model = nn.Sequential(nn.Linear(0, 8), *full, nn.Linear(4, 0))
+    found, alone = masks(model, **options), masks(full, **options)
+    assert (found["0.weight"].shape, found["3.weight"].shape) == ((8, 0), (0, 4))
+    assert all(torch.equal(found[f"{place + 1}.weight"], alone[f"{place}.weight"]) for place in range(2))
+
+
+def test_the_lengths_that_weight_norm_keeps_are_no_weights() -> None:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        layer = nn.utils.weight_norm(nn.Conv1d(4, 8, 3))
+    assert list(layer_weights(layer)) == ["weight_v"]
+
+
+def test_a_model_without_values_is_refused() -> None:
+    layer = nn.Linear(4, 4, device="meta")
+    for attempt in (lambda: masks(layer, 0.5), lambda: sec.sparsify(layer, 0.5)):
+        with pytest.raises(InputError, match="has no values"):
+            attempt()

@@ -178,6 +178,17 @@ def test_thresholds_that_rise_one_per_round(trained: nn.Module) -> None:
         sec.iterative_prune(trained, DATA, sparsity=[], evaluate=watch)
 
 
+def test_layers_without_a_target_in_a_later_round_keep_their_zeros(trained: nn.Module) -> None:
+    first, second = (name for name, item in trained.named_parameters() if item.dim() > 1)
+    result = sec.iterative_prune(
+        trained, DATA, sparsity=[0.5, {first: 0.8}], evaluate=sec.accuracy(DATA), retrain=RETRAIN
+    )
+    for name, share in ((first, 0.8), (second, 0.5)):
+        zeros = result.model.get_parameter(name) == 0
+        assert int(zeros.sum()) == math.floor(share * zeros.numel() + 0.5)
+        assert torch.equal(result.masks[name], ~zeros)
+
+
 def test_the_last_round_trains_as_said(trained: nn.Module) -> None:
     """No retraining between, two epochs at the end: that is one-shot to the same masks."""
     none, last = sec.FineTune(epochs=0, progress=False), RETRAIN

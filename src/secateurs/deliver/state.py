@@ -19,6 +19,7 @@ from secateurs.pack.dtypes import DTYPES, in_memory
 from secateurs.pack.integers import quantise
 from secateurs.pack.plain import plain
 from secateurs.pack.quantised import Quantised
+from secateurs.pack.record import require_name
 from secateurs.pack.shared_model import SharedModel
 
 State = Mapping[str, Tensor]
@@ -92,25 +93,44 @@ def coded_biases(state: State, bits: int) -> dict[str, Coded]:
 
 
 def holder(state: State) -> nn.Module:
-    """A module with these tensors under these names, that cannot run: floating-point ones are its parameters."""
-    root = nn.Module()
+    """A module with these tensors under these names, that cannot run: floating-point ones are its parameters.
+
+    Raises `InputError` for names that no module can have beside the others.
+    """
+    root, (stored, tied) = nn.Module(), distinct(state)
+    parameters = {
+        name: nn.Parameter(tensor.detach(), requires_grad=False)
+        for name, tensor in stored.items()
+        if tensor.is_floating_point()
+    }
     for name, tensor in state.items():
+        require_name(name)
         *path, last = name.split(".")
         owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        if tensor.is_floating_point():
-            owner.register_parameter(last, nn.Parameter(tensor.detach(), requires_grad=False))
-        else:
-            owner.register_buffer(last, tensor.detach())
+        try:
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            if tensor.is_floating_point():
+                owner.register_parameter(last, parameters[tied.get(name, name)])
+            else:
+                owner.register_buffer(last, tensor.detach())
+        except KeyError as error:
+            raise InputError(
+                explain(
+                    "This state dict cannot be quantised by itself",
+                    where=f"`{name}`",
+                    evidence=str(error.args[0]),
+                    next_step="pass the model, or rename the tensor",
+                )
+            ) from error
     return root
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
     """The tensor in NumPy; bfloat16 and float8 as unsigned bits."""
-    plain_tensor = tensor.detach().cpu().contiguous().resolve_conj()
+    plain_tensor = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
     kind = in_memory(str(tensor.dtype).removeprefix("torch."))
     bits = plain_tensor if kind.kind != "u" else plain_tensor.view(getattr(torch, kind.name))
     found: NDArray[Any] = bits.numpy()

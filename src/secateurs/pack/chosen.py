@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.globs import fits as matches
 from secateurs.capture.copying import copied
 from secateurs.pack.coded import Bools, Coded, Floats
 
@@ -39,7 +39,7 @@ def chosen(model: nn.Module, bits: Bits) -> dict[str, int]:
     def fits(name: str, key: str | type) -> bool:
         if isinstance(key, type):
             return any(issubclass(kind, key) for kind in kinds[id(named[name])])
-        return fnmatchcase(name, key) or fnmatchcase(name.rpartition(".")[0], key)
+        return matches(name, key) or matches(name.rpartition(".")[0], key)
 
     for key in keys:
         if named and not any(fits(name, key) for name in named):

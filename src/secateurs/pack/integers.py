@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,11 @@ def to_codes(values: Doubles, steps: Doubles, most: int) -> Codes:
 
 def _rows(values: Doubles, axis: int | None) -> Doubles:
     rows: Doubles = (
-        values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        values.reshape(1, -1)
+        if axis is None
+        else np.moveaxis(values, axis, 0).reshape(
+            values.shape[axis], prod(values.shape[:axis] + values.shape[axis + 1 :])
+        )
     )
     return rows
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 from secateurs.base.errors import InputError, explain
 from secateurs.pack.dtypes import DTYPES, FLOATS, TABLES, stored_as
@@ -222,6 +223,9 @@ def encoding_of(code: int) -> Encoding:
 
 def check_name(name: str, longest: int = LONGEST_NAME) -> str | None:
     """What is wrong with the name of a tensor, if anything: it must be words joined by dots and no path."""
+    given: Any = name
+    if not isinstance(given, str):
+        return "it is no text"
     if not name or len(name.encode("utf-8", "surrogatepass")) > longest:
         return f"it has {len(name)} characters"
     if any(part == "" for part in name.split(".")):

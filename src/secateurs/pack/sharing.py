@@ -66,7 +66,7 @@ def rounded(codebook: Floats, kind: str) -> Floats:
     if kind not in TABLES:
         raise InputError(explain(f"A codebook cannot be {kind!r}", next_step=f"take one of {', '.join(TABLES)}"))
     found = torch.from_numpy(codebook.copy()).to(getattr(torch, kind)).float()
-    if not found.isfinite().all():
+    if not found.isfinite().all() or (codebook.any() and not found.any()):
         raise InputError(
             explain(
                 f"{kind} has no room for these weights",

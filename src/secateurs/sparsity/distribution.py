@@ -27,8 +27,8 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     Erdos-Renyi-kernel: Evci et al., Rigging the Lottery, 2020 (1911.11134).
     """
     sizes = {name: prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items() if sizes[name]}
+    dense = shapes.keys() - raw.keys()
     while True:
         sharing = [name for name in shapes if name not in dense]
         room = (1 - sparsity) * sum(sizes.values()) - sum(sizes[name] for name in dense)

@@ -41,6 +41,7 @@ class Held:
         self._shown = False
         self._loaded: Tensor | None = None
         self._clean: dict[str, weakref.ref[Tensor]] = {}
+        self._versions: dict[str, int] = {}
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._tiny: Tensor | None = None
         self._lift_in = 0
@@ -59,11 +60,13 @@ class Held:
     @property
     def dense(self) -> Tensor:
         """The weight without its mask."""
+        self._end_step()
         self._absorb()
         return self.parameter.detach() if self._dense is None else self._dense
 
     def zero(self, *, written: bool = True) -> None:
         """Masked entries are exactly +0.0 from here on; what others wrote to kept ones counts."""
+        self._end_step()
         self._absorb(written)
         _bits(self.parameter).bitwise_and_(self._keep)
         self._version = self.parameter._version
@@ -90,6 +93,7 @@ class Held:
 
     def put(self, mask: Tensor) -> None:
         """Another mask. What it lets in again is what the dense weight is, or what was loaded last, or zero."""
+        self._end_step()
         self._absorb()
         if self._loaded is not None:
             self.parameter.copy_(self._loaded)
@@ -102,6 +106,7 @@ class Held:
 
     def restore(self, dense: Tensor) -> None:
         """This is the dense weight."""
+        self._end_step()
         self._follow()
         assert self._dense is not None
         self._dense.copy_(dense)
@@ -112,6 +117,7 @@ class Held:
 
         Until the next optimizer step another mask may still come, which then finds all that was loaded.
         """
+        self._end_step()
         self._follow()
         if self.parameter._version == self._version:
             return  # taken already, under another name
@@ -123,9 +129,12 @@ class Held:
         self.zero(written=False)
 
     def clear(self, tensor: Tensor) -> None:
-        """Masked entries of a tensor of the parameter's shape are exactly +0.0."""
+        """Masked entries of a tensor of the parameter's shape are exactly +0.0; of a sparse one those that it has."""
         self._follow()
-        if tensor.element_size() == self._keep.element_size() and tensor.device == self._keep.device:
+        if tensor.is_sparse:
+            kept = (self._keep != 0).to(tensor.device)
+            tensor._values().masked_fill_(~kept[tuple(tensor._indices())], 0.0)
+        elif tensor.element_size() == self._keep.element_size() and tensor.device == self._keep.device:
             _bits(tensor).bitwise_and_(self._keep)
         else:
             tensor.masked_fill_((self._keep == 0).to(tensor.device), 0.0)
@@ -146,15 +155,27 @@ class Held:
         self._clean.clear()
 
     def clear_memory(self, state: Mapping[str, Any]) -> None:
-        """Masked entries of what the optimizer remembers are zero: once for each tensor, for they stay so."""
+        """Masked entries of what the optimizer remembers are zero: once for each tensor, for they stay so, and again
+        where something else than a step has written to it.
+        """
         for key, item in state.items():
-            known = self._clean.get(key)
-            if known is not None and known() is item:
-                continue
             if isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point():
+                known = self._clean.get(key)
+                if known is not None and known() is item and self._versions[key] == item._version:
+                    continue
                 self.clear(item)
-                self._clean[key] = weakref.ref(item)
+                self._clean[key], self._versions[key] = weakref.ref(item), item._version
                 self._lift_in = 0
+
+    def stepped(self, state: Mapping[str, Any], *, intact: bool) -> None:
+        """After a step: what the optimizer remembers is as clean as before, if the step leaves zeros `intact`."""
+        if not intact:
+            self._clean.clear()
+            self.clear_memory(state)
+            return
+        for key, known in self._clean.items():
+            item = state.get(key)
+            self._versions[key] = item._version if isinstance(item, Tensor) and known() is item else -1
 
     def lift(self, state: Mapping[str, Any]) -> None:
         """Second moments are tiny instead of zero where masked, until `lower`.
@@ -173,10 +194,18 @@ class Held:
             _bits(item).bitwise_or_(self._tiny)
 
     def lower(self, state: Mapping[str, Any]) -> None:
-        """What was lifted is zero again."""
+        """What was lifted is zero again; tensors that came into its place since then were not."""
         self._lift_in = 0
+        known = [tensor() for tensor in self._clean.values()]
         for item in self._rooted(state):
-            self.clear(item)
+            if any(item is tensor for tensor in known):
+                self.clear(item)
+
+    def _end_step(self) -> None:
+        """An optimizer step that was broken off has left the dense weight in the parameter."""
+        if self._shown:
+            self._follow()
+            self.hide()
 
     def _rooted(self, state: Mapping[str, Any]) -> list[Tensor]:
         """What a root is taken of, if that is worth a detour."""

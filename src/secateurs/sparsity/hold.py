@@ -23,7 +23,9 @@ KEEPS_ZEROS = frozenset(
     (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad,
      optim.Adadelta, optim.Rprop)
 )  # fmt: skip
-"""Optimizers that leave a weight at zero whose gradient and memory are zero; after others it is set to zero again."""
+"""Optimizers that leave a weight at zero whose gradient and memory are zero, unless they divide by a zero; after others
+it is set to zero again.
+"""
 
 _MARK = "_secateurs_hold"
 
@@ -108,7 +110,7 @@ class Hold:
             for name, mask in masks.items():
                 item = self._held[name]
                 memories = [optimizer.state.get(item.parameter, {}) for optimizer in self._optimizers]
-                for memory in memories:
+                for memory in memories if item.hard else ():
                     item.lower(memory)  # what comes in again remembers nothing
                 item.put(mask)
                 if item.hard:
@@ -174,6 +176,8 @@ class Hold:
                 explain("Two masks are for one tied parameter", next_step="give the mask under one of its names")
             )
         for name, item in self._named():
+            if item.parameter.is_meta:
+                raise InputError(explain(f"`{name}` has no values to hold", next_step="load the model first"))
             if getattr(item.parameter, _MARK, None) is not None:
                 raise InputError(
                     explain(f"The zeros of `{name}` are held already", next_step="detach the other sparsifier first")
@@ -305,7 +309,21 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     with torch.no_grad():
         for mine in _STEPPING.pop(optimizer, {}).values():
             for item in mine:
-                item.hide(intact=type(optimizer) in KEEPS_ZEROS)
+                intact = _keeps_zeros(optimizer, item.parameter.dtype)
+                item.hide(intact=intact)
+                if item.hard:
+                    item.stepped(optimizer.state.get(item.parameter, {}), intact=intact)
+
+
+def _keeps_zeros(optimizer: Optimizer, dtype: torch.dtype) -> bool:
+    """Does a step leave a weight of this type at zero? One that divides by `sqrt(0) + eps` does, unless eps is 0 in it.
+
+    The 1e-8 of Adam is, in float16.
+    """
+    if type(optimizer) not in KEEPS_ZEROS:
+        return False
+    kind = torch.finfo(dtype)
+    return all(group.get("eps", 1.0) >= kind.smallest_normal * kind.eps for group in optimizer.param_groups)
 
 
 class _Weakly:
@@ -336,15 +354,14 @@ def _with_closure(mine: list[Held], args: tuple[Any, ...], kwargs: dict[str, Any
         with torch.no_grad():
             for item in hidden:
                 item.hide()
-        try:
-            return closure()
-        finally:
-            with torch.no_grad():
-                for item in hidden:
-                    item.show()
-                for item in mine:
-                    if item.hard:
-                        item.clear_gradient(known=True)
+        found = closure()  # an error ends the step, and leaves the masked weights in the model
+        with torch.no_grad():
+            for item in hidden:
+                item.show()
+            for item in mine:
+                if item.hard:
+                    item.clear_gradient(known=True)
+        return found
 
     if "closure" in kwargs:
         return args, {**kwargs, "closure": masked}

@@ -30,7 +30,8 @@ class LoweredConv2d(nn.Module):
 
         Images of `size` (height, width) find prepared where their columns come from; others take a little longer.
 
-        Raises `InputError` for anything else than a two-dimensional convolution and for a mask of another shape.
+        Raises `InputError` for anything else than a two-dimensional convolution, for a mask of another shape and for a
+        size that the kernel does not fit into.
         """
         super().__init__()
         if not isinstance(conv, nn.Conv2d):
@@ -53,11 +54,17 @@ class LoweredConv2d(nn.Module):
         self.kernel_size, self.stride, self.dilation = tuple(kernel), conv.stride, conv.dilation
         self.padding_mode, self.padding = conv.padding_mode, list(conv._reversed_padding_repeated_twice)
         self.padded = None if size is None else self._padded(size)
+        if self.padded is not None and min(self._shape(*self.padded)) < 1:
+            evidence = f"padded {self.padded}, the kernel {self.kernel_size} with dilation {self.dilation}"
+            raise InputError(explain(f"No image of size {size} has room for the kernel", evidence=evidence))
         prepared = None if self.padded is None else self._places(*self.padded)
         self.register_buffer("prepared", prepared, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` -> `[N, O, P, Q]`."""
+        """`[N, C, H, W]` -> `[N, O, P, Q]`, or both without N."""
+        if x.dim() == 3:
+            alone: Tensor = self(x[None])
+            return alone[0]
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         x = functional.pad(x, self.padding, mode=mode) if any(self.padding) else x
         batch, _, height, width = x.shape
@@ -69,7 +76,7 @@ class LoweredConv2d(nn.Module):
         parts = [features] if len(self.kept) == 1 else torch.split(features, list(self.kept), dim=1)
         operands = zip(self._biases(), self.weights, parts, strict=True)
         found = [torch.baddbmm(bias, weight.expand(batch, -1, -1), part) for bias, weight, part in operands]
-        return (found[0] if len(found) == 1 else torch.cat(found, 1)).view(batch, -1, *shape)
+        return (found[0] if len(found) == 1 else torch.cat(found, 1)).view(batch, sum(map(len, self.weights)), *shape)
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
         left, right, top, bottom = self.padding

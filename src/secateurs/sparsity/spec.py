@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.globs import fits
 from secateurs.sparsity.distribution import DISTRIBUTIONS
 from secateurs.sparsity.importance import GroupedWeight, Importance
 from secateurs.sparsity.measured import Evidence, check_importance, scores_of
@@ -218,7 +218,7 @@ def _nearest_class(name: str, kinds: list[type], given: Mapping[Any, Any], where
 def _under(name: str, glob: str) -> bool:
     """Does the glob match the parameter or a module that holds it?"""
     steps = name.split(".")
-    return any(fnmatchcase(".".join(steps[: count + 1]), glob) for count in range(len(steps)))
+    return any(fits(".".join(steps[: count + 1]), glob) for count in range(len(steps)))
 
 
 def _is_number(value: object) -> bool:

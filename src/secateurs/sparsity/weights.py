@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -12,8 +11,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.globs import fits
 from secateurs.base.listed import listed
 from secateurs.sparsity.layout import Layout
 
@@ -56,7 +57,7 @@ def layer_weights(
     barred: set[int] = set()
     for path, module, name, parameter in _owned(model):
         owners.setdefault(id(parameter), []).append((path, module))
-        layout = _layout(module, parameter)
+        layout = None if _is_scale(module, name.rpartition(".")[2]) else _layout(module, parameter)
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             barred.add(id(parameter))
         elif layout is not None:
@@ -105,6 +106,12 @@ def _layout(module: nn.Module, parameter: nn.Parameter) -> Layout | None:
     return Layout() if known or min(sizes[:2]) > 1 else None
 
 
+def _is_scale(module: nn.Module, own: str) -> bool:
+    """Is it the length of each filter, which `torch.nn.utils.weight_norm` keeps beside the direction?"""
+    hooks = module._forward_pre_hooks.values()
+    return any(isinstance(hook, WeightNorm) and own == f"{hook.name}_g" for hook in hooks)
+
+
 def _matching(
     model: nn.Module,
     candidates: dict[str, tuple[LayerWeight, list[tuple[str, nn.Module]]]],
@@ -119,7 +126,7 @@ def _matching(
             result |= {name for name, (_, owners) in candidates.items() if any(isinstance(m, item) for _, m in owners)}
             continue
         mine = {name for name, (_, owners) in candidates.items() if _matches(name, owners, item)}
-        if not mine and not fnmatch.filter(everything, item):
+        if not mine and not any(fits(name, item) for name in everything):
             close = nearest(item, everything)
             raise UnknownNameError(
                 explain(
@@ -138,7 +145,7 @@ def _matches(name: str, owners: list[tuple[str, nn.Module]], glob: str) -> bool:
     for path, _ in owners:
         steps = path.split(".")
         names += [".".join(steps[: count + 1]) for count in range(len(steps))]
-    return any(fnmatch.fnmatchcase(item, glob) for item in names)
+    return any(fits(item, glob) for item in names)
 
 
 def bias_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -154,7 +161,9 @@ def bias_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_finite(weight: LayerWeight) -> None:
-    """Raises `InputError` when the weight holds a NaN or an infinity."""
+    """Raises `InputError` when the weight holds a NaN or an infinity, or nothing at all."""
+    if weight.tensor.is_meta:
+        raise InputError(explain(f"`{weight.name}` has no values", evidence="it is on meta", next_step="load it first"))
     if not bool(torch.isfinite(weight.tensor).all()):
         raise InputError(
             explain(f"`{weight.name}` has entries that are not finite", next_step="repair or retrain the model first")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from secateurs.base.errors import UnknownNameError, explain, nearest
+from secateurs.base.globs import fits
 from secateurs.base.listed import listed
 from secateurs.sparsity.spec import Masks
 from secateurs.train.config import FineTune
@@ -44,7 +44,7 @@ def _only(model: nn.Module, globs: Sequence[str]) -> nn.Module:
     names = {name for name, _ in twin.named_parameters()}
     chosen: set[str] = set()
     for glob in globs:
-        mine = {name for name in names if any(fnmatchcase(part, glob) for part in _parts(name))}
+        mine = {name for name in names if any(fits(part, glob) for part in _parts(name))}
         if not mine:
             close = nearest(glob, [*names, *(name for name, _ in twin.named_modules() if name)])
             raise UnknownNameError(

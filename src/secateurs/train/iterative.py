@@ -183,11 +183,12 @@ def iterative_prune(
     for number in range(1, rounds + 1):
         started, place = time.perf_counter(), f"round-{number:02}"
         target = targets[number - 1]
-        masks = masks_for(
+        found = masks_for(
             current, target, pattern=given.pattern, importance=importance, scope=scope, distribution=distribution,
             exclude=exclude, only=only, within=masks or _zeros(current, given), data=data, loss=between.loss,
             batches=batches, options=options, seed=derive(between.seed, "sparsity"),
         )  # fmt: skip
+        masks = {**(masks or {}), **found}  # of layers that this round has no target for, too
         sparsify(current, masks).detach()
         metric_pruned = stages.metric(f"{place}/pruned", current)
         scale_dropout(current, model, owners, masks)

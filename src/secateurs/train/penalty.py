@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from secateurs.base.batches import Batches, device_of, split, to_device
 from secateurs.base.errors import InputError, UnknownNameError, explain, nearest
+from secateurs.base.globs import fits
 from secateurs.base.loss import Loss
 from secateurs.train.evaluate import in_eval_mode
 from secateurs.train.failure import run as forward_pass
@@ -175,7 +175,7 @@ def balanced(penalty: Penalty, model: nn.Module, data: Iterable[Any], loss: Loss
 
 def _matches(parameter: str, glob: str) -> bool:
     module = parameter.rpartition(".")[0]
-    return fnmatchcase(parameter, glob) or fnmatchcase(module, glob) or module.startswith(glob + ".")
+    return fits(parameter, glob) or fits(module, glob) or module.startswith(glob + ".")
 
 
 def _unusable(field: str, value: object, next_step: str) -> InputError:

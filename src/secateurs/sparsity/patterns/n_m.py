@@ -1,6 +1,7 @@
 """N of every M weights stay."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -37,7 +38,8 @@ class NofM(Pattern):
         count = torch.Size(shape).numel()
         axis = 2 if self.along == "input" else 1
         per_line = -(-shape[axis] // self.m)
-        lines = torch.arange(count // shape[axis]).reshape([1 if dim == axis else n for dim, n in enumerate(shape)])
+        across = [1 if dim == axis else n for dim, n in enumerate(shape)]
+        lines = torch.arange(prod(across)).reshape(across)
         place = torch.arange(shape[axis]).reshape([-1 if dim == axis else 1 for dim in range(len(shape))]) // self.m
         return Grouping(torch.arange(count).reshape(shape), count, (lines * per_line + place).flatten(), self.n)
 
