@@ -429,3 +429,14 @@ def test_a_model_without_values_is_refused() -> None:
     for attempt in (lambda: masks(layer, 0.5), lambda: sec.sparsify(layer, 0.5)):
         with pytest.raises(InputError, match="has no values"):
             attempt()
+
+
+def test_a_tied_weight_goes_by_each_of_its_names() -> None:
+    model = nn.ModuleDict({"one": nn.Linear(8, 8, bias=False), "two": nn.Linear(8, 8, bias=False)})
+    model["two"].weight = model["one"].weight
+    for key in ("two.weight", "two", "tw*", "one"):
+        (found,) = masks(model, {key: 0.75}).items()
+        assert found[0] == "one.weight" and int(found[1].sum()) == 16
+    with pytest.raises(sec.InputError, match="two values"):
+        masks(model, {"one.weight": 0.5, "two.weight": 0.75})
+    assert masks(model, {"one.weight": 0.5, "two.weight": 0.5})["one.weight"].sum() == 32

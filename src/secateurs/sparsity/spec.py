@@ -157,6 +157,7 @@ def _share(targets: Mapping[str, Target]) -> float:
 def by_layer(given: ByLayer[T], weights: Mapping[str, LayerWeight], where: str) -> dict[str, T]:
     """Values by parameter name; a key may name a module instead, be a glob on both, or a class of modules. Names
     overrule globs, globs classes, names of inner modules those of outer ones, and classes those that they derive from.
+    A tied weight goes by each of its names.
 
     Raises `UnknownNameError` for a key of no layer and `InputError` for any other key, or where two classes that have
     nothing to do with each other both say something of one layer.
@@ -164,8 +165,9 @@ def by_layer(given: ByLayer[T], weights: Mapping[str, LayerWeight], where: str) 
     texts = [key for key in given if isinstance(key, str)]
     kinds = _by_class([key for key in given if not isinstance(key, str)], weights, where)
     found: dict[str, T] = {}
-    for key in sorted(texts, key=lambda item: (item in weights or not set(item) & set("*?["), item.count("."))):
-        mine = [key] if key in weights else [name for name in weights if _under(name, key)]
+    own = {other: name for name, item in weights.items() for other in (name, *item.names)}
+    for key in sorted(texts, key=lambda item: (item in own or not set(item) & set("*?["), item.count("."))):
+        mine = [own[key]] if key in own else [name for other, name in own.items() if _under(other, key)]
         if not mine:
             close = nearest(key, weights)
             raise UnknownNameError(
@@ -174,6 +176,15 @@ def by_layer(given: ByLayer[T], weights: Mapping[str, LayerWeight], where: str) 
                     where=where,
                     evidence=f"weights: {', '.join(list(weights)[:5])}",
                     next_step=f"did you mean {close[0]!r}?" if close else "",
+                )
+            )
+        if key in own and any(given[other] != given[key] for other in texts if own.get(other) == own[key]):
+            raise InputError(
+                explain(
+                    f"`{own[key]}` is given two values, under two of its names",
+                    where=where,
+                    evidence=f"one tied weight: {', '.join(other for other in texts if own.get(other) == own[key])}",
+                    next_step="give one",
                 )
             )
         found.update(dict.fromkeys(mine, given[key]))

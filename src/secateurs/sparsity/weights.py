@@ -26,13 +26,14 @@ WITHOUT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm,
 class LayerWeight:
     """The weight of a layer: its name among the model's parameters, its tensor, how it is stored, whose it is.
 
-    `kinds` are the classes of the modules that own it: several where it is tied.
+    `kinds` are the classes of the modules that own it: several where it is tied, as are `names`.
     """
 
     name: str
     tensor: Tensor
     layout: Layout
     kinds: tuple[type, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def layer_weights(
@@ -54,15 +55,21 @@ def layer_weights(
         )
     found: dict[int, LayerWeight] = {}
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    names: dict[int, list[str]] = {}
     barred: set[int] = set()
     for path, module, name, parameter in _owned(model):
         owners.setdefault(id(parameter), []).append((path, module))
+        names.setdefault(id(parameter), []).append(name)
         layout = None if _is_scale(module, name.rpartition(".")[2]) else _layout(module, parameter)
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             barred.add(id(parameter))
         elif layout is not None:
             found.setdefault(id(parameter), LayerWeight(name, parameter.detach(), layout))
-    candidates = {item.name: (item, owners[key]) for key, item in found.items() if key not in barred}
+    candidates = {
+        item.name: (replace(item, names=tuple(names[key])), owners[key])
+        for key, item in found.items()
+        if key not in barred
+    }
     left = _matching(model, candidates, listed("exclude", exclude), "exclude")
     kept = set(candidates) if only is None else _matching(model, candidates, listed("only", only), "only")
     result = {
