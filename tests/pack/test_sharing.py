@@ -16,6 +16,7 @@ from secateurs.pack.coded import Coded, Scaled, Shared
 from secateurs.pack.kmeans import STARTS, cluster
 from secateurs.pack.shared_model import SharedModel, share_weights
 from secateurs.pack.sharing import rate_of_sharing, share
+from secateurs.sparsity import masks, sparsify
 from secateurs.train.finetune import FineTune, finetune
 
 
@@ -168,6 +169,16 @@ def test_plain_is_the_class_with_the_names_and_the_outputs() -> None:
     }  # fmt: skip
     for name, item in coded.items():
         assert (weight_of(back, name).numpy() == item.decode()).all()
+
+
+def test_zeros_are_made_before_weights_are_shared_not_after() -> None:
+    """Masks would be on weights that the forward pass never reads."""
+    shared = share_weights(plain(), 3)
+    with pytest.raises(InputError, match=r"looked up in codebooks.*plain\(\)"):
+        masks(shared, 0.5)
+    with pytest.raises(InputError, match="looked up in codebooks"):
+        sparsify(nn.Sequential(shared), 0.5)
+    assert masks(shared.plain(), 0.5)
 
 
 def test_batch_norms_learn_and_only_what_is_shared_is_a_codebook() -> None:

@@ -94,6 +94,9 @@ class SharedModel(nn.Module):
     `plain()` gives the model back in its own class, with its own names and dense weights; `coded()` gives the codes.
     """
 
+    looks_weights_up = True
+    """What the wrapped model holds is not what runs: nothing may be masked there."""
+
     def __init__(self, model: nn.Module, coded: Mapping[str, Coded], codebook: str = "float32") -> None:
         super().__init__()
         self._kind: torch.dtype = getattr(torch, codebook)

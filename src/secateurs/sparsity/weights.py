@@ -46,12 +46,20 @@ def layer_weights(
     `exclude` leaves out what matches, `only` all that does not match: globs on parameter or module names
     (`"features.*"`), or module classes.
 
-    Raises `InputError` when nothing is left, a lazy module was never run or a string stands for a list,
-    `UnknownNameError` for a glob that matches nothing.
+    Raises `InputError` when nothing is left, a lazy module was never run, weights are shared (`sec.share_weights`) or a
+    string stands for a list, `UnknownNameError` for a glob that matches nothing.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
             explain(f"A {type(model).__name__} has no layers", where="model", next_step="give a torch.nn.Module")
+        )
+    if any(getattr(module, "looks_weights_up", False) for module in model.modules()):
+        raise InputError(
+            explain(
+                "The weights of this model are looked up in codebooks",
+                where="model",
+                next_step="make zeros before weights are shared, or in `model.plain()`",
+            )
         )
     found: dict[int, LayerWeight] = {}
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
