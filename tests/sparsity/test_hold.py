@@ -439,3 +439,18 @@ def test_optimizers_that_hold_nothing_are_left_alone() -> None:
     before = model.head.weight.detach().clone()
     train(model, Unhashable(model.parameters(), lr=0.1), 1)
     assert not torch.equal(model.head.weight, before)
+
+
+def test_printing_says_how_many_weights_of_each_layer_are_zero() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    held = sec.sparsify(model, {"0": 0.75, "1": 0.5})
+    assert str(held).splitlines() == [
+        "66.7% of 48 weights are zero, held in mode 'hard'",
+        "0.weight   75.0%  8 of 32 kept",
+        "1.weight   50.0%  8 of 16 kept",
+    ]
+    held.detach()
+    assert repr(held) == "<66.7% of 48 weights are zero, detached>"
+    later = sec.sparsify(model, 0.9, schedule=sec.Gradual(begin=5, end=9))
+    later.step()
+    assert "0.0% of 48" in repr(later) and "step 1 of Gradual(begin=5, end=9" in repr(later)
