@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 
 from secateurs.base.errors import UnknownNameError, explain, nearest
@@ -55,4 +57,11 @@ def families() -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-__all__ = ["KINDS", "families", "names"]
+def spelled() -> dict[str, str]:
+    """The patterns of zeros, each as it may be written, with the first sentence on what it is."""
+    kinds = [PATTERNS[name] for name in names("patterns")]
+    firsts = {kind.example: " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split()) for kind in kinds}
+    return {text: re.split(r"(?<!\.)\. |\.$", said)[0] for text, said in firsts.items()}
+
+
+__all__ = ["KINDS", "families", "names", "spelled"]

@@ -15,6 +15,7 @@ def test_four_parts_in_order():
         "No. Where: `a`. Evidence: 1 and 2. Next: do this."
     )
     assert explain("No", next_step="did you mean 'b'?") == "No. Next: did you mean 'b'?"
+    assert explain("How many are 'b'?", next_step="count") == "How many are 'b'? Next: count."
 
 
 INNER = explain("Inner", evidence="1", next_step="inner step")

@@ -25,6 +25,11 @@ def beside_toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(HERE)
 
 
+def joined(text: str) -> str:
+    """Without the spaces, for the console breaks lines, and long paths anywhere."""
+    return "".join(text.split())
+
+
 def packed(path: Path, *options: str) -> bytes:
     assert main(["pack", "--model", "toy:Net", "--out", str(path), *options]) == 0
     return path.read_bytes()
@@ -115,3 +120,38 @@ def test_tampered_files_are_refused_in_a_message(kind: str, tmp_path: Path, caps
             shown = capsys.readouterr()
             assert code == expected and "Traceback" not in shown.err, f"mutant {number} ({found.label}): {shown.err}"
     assert tried == {0: 8, 2: 8}
+
+
+def test_the_end_says_how_much_smaller_and_what_was_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*words: str) -> str:
+        capsys.readouterr()
+        assert main(list(words)) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    file, whole = (
+        str(tmp_path / "file"),
+        sum(item.numel() * item.element_size() for item in toy.Net().state_dict().values()),
+    )
+    size = len(packed(tmp_path / "file", "--share", "3"))
+    times = f"{size:,} bytes, {whole / size:.2f} times smaller than the {whole:,} bytes of its tensors"
+    assert times in said("pack", "--model", "toy:Net", "--out", file, "--share", "3")
+    assert "gzip alone makes" in said("pack", "--model", "toy:Net", "--out", file, "--share", "3", "--gzip")
+    checked = said("unpack", file, "--model", "toy:Net")
+    assert times in checked and "decoded and are what their checksums say, and toy:Net takes them." in checked
+    assert "Nothing was written" in checked
+    assert "Nothing was written" not in said("unpack", file, "--out", str(tmp_path / "tensors"))
+    listed = said("unpack", file, "--list")
+    assert "Only the header was read" in listed and "checksums say" not in listed
+
+
+def test_a_folder_of_sparsify_is_not_taken_for_an_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The refusal names the file to give instead, and so does the end of `sparsify`; that command works."""
+    folder = tmp_path / "sparse"
+    assert main(["sparsify", "--model", "toy:Net", "--sparsity", "0.5", "--out", str(folder)]) == 0
+    weights = f"--weights {folder / 'model.safetensors'}"
+    assert joined(f"secateurs pack --model toy:Net {weights}") in joined(capsys.readouterr().out)
+    assert main(["pack", str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert joined(f"give {weights}") in joined(capsys.readouterr().err)
+    assert main(["pack", "--model", "toy:Net", *weights.split(), "--out", str(tmp_path / "file")]) == 0
+    assert main(["sparsify", "--model", "toy:Net", "--sparsity", "0.5"]) == 0
+    assert "Nothing was written: --out FOLDER" in capsys.readouterr().out

@@ -55,22 +55,25 @@ def test_scan_prints_what_the_library_finds(run: Run) -> None:
     assert {name: tuple(row) for name, row in found["metric"].items()} == expected.metric
 
 
-def test_scan_by_a_function_and_of_channels(run: Run) -> None:
+def test_scan_by_a_function_and_of_channels(run: Run, tmp_path: Path) -> None:
     import toy
 
     words = ["sensitivity", "--model", "toy:Net", "--evaluate", "toy:bias", "--fractions", "0.5", "--only", "head"]
     found = json.loads(run(*words, "--json")[1])
     assert found["metric"] == {"head.weight": [pytest.approx(sec.sensitivity(
         toy.Net(), toy.bias, fractions=[0.5], only=["head"]).metric["head.weight"][0])]}  # fmt: skip
-    code, out, _ = run(*SCAN, "--pattern", "channel", "--record", "first_fail")
+    table = tmp_path / "table.json"
+    code, out, _ = run(*SCAN, "--pattern", "channel", "--record", "first_fail", "--out", table)
     assert code == 0 and "channels" in out
+    assert "a guide to `secateurs prune`" in " ".join(out.split()) and "sparsify --targets" not in out
 
 
 def test_scan_writes_a_table_that_sparsify_takes_and_curves(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     table, page = tmp_path / "table.json", tmp_path / "curves.html"
-    code, _, _ = run(*SCAN, "--pattern", "rows(2)", "--tolerance", "0.5", "--out", table, "--figure", page)
+    code, out, _ = run(*SCAN, "--pattern", "rows(2)", "--tolerance", "0.5", "--out", table, "--figure", page)
     assert code == 0
+    assert "Curves in" in out and "secateurs sparsify --targets" in " ".join(out.split())
     assert "plotly" in page.read_text()
     found = sec.Sensitivity.from_json(table.read_text())
     code, out, _ = run(*SPARSE, "--targets", table, "--json")

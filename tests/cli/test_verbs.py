@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import secateurs as sec
 from secateurs.cli import main
-from secateurs.names import families
+from secateurs.names import families, spelled
+from secateurs.sparsity import parse_pattern
 
 INPUT = ["--input", "1x1x6x6"]
 HALF = ["prune", "--model", "toy:Net", *INPUT, "--budget", "macs=0.5"]
@@ -280,3 +282,15 @@ def test_a_place_that_cannot_take_the_artifact_is_refused_before_any_work(run: R
     code, out, err = run(*HALF, "--out", tmp_path)
     assert (code, out) == (2, "")
     assert "would be lost" in err and "capture" not in err
+
+
+def test_list_patterns_shows_how_each_is_written(run: Run) -> None:
+    code, out, _ = run("list", "patterns")
+    assert code == 0
+    assert {"rows(4)", "simd(8)", "block(4,4)", "2:4", "strided(*,2)", "weight"} <= set(out.split())
+    assert all(sec.masks(torch.nn.Conv2d(8, 8, 3), share(text), pattern=text) for text in spelled())
+    assert parsed(run("list", "patterns", "--json")[1]) == {"patterns": sec.list("patterns")}
+
+
+def share(text: str) -> float | None:
+    return None if parse_pattern(text).decides else 0.5

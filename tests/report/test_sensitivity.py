@@ -153,6 +153,13 @@ def test_targets_are_what_masks_takes() -> None:
         assert set(held.masks) == {"3.weight", "7.weight"}
 
 
+def test_channels_are_no_targets_of_weights() -> None:
+    found = sec.Sensitivity("channel", (0.5,), 1.0, {"conv": (1.0,)}, {"conv": 8}, tolerance=0.1)
+    assert found.largest() == {"conv": 0.5} and found.removed() == 0.5
+    with pytest.raises(sec.InputError, match=r"Channels.*sec.prune"):
+        found.targets()
+
+
 def test_a_layer_is_left_once_it_has_fallen_too_far() -> None:
     model, data = network(), batches()
     full = sec.sensitivity(model, sec.accuracy(data), fractions=FRACTIONS)

@@ -313,11 +313,14 @@ def wide() -> nn.Sequential:
     return model
 
 
+def images(step: int) -> Tensor:
+    return torch.randn(8, 2, 8, 8, generator=torch.Generator().manual_seed(step))
+
+
 def wide_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, start: int = 0) -> None:
     for step in range(start, start + steps):
-        images = torch.randn(8, 2, 8, 8, generator=torch.Generator().manual_seed(step))
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), batch(step)[1]).backward()
+        nn.functional.cross_entropy(model(images(step)), batch(step)[1]).backward()
         optimizer.step()
 
 
@@ -383,6 +386,31 @@ def test_second_moments_are_zero_after_leaving_and_of_what_comes_back() -> None:
     assert not optimizer._optimizer_state_dict_pre_hooks
 
 
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw"])
+def test_second_moments_of_dense_weights_stay_when_masks_change(name: str) -> None:
+    """The oracle keeps W apart, and new masks are news to it, not to its optimizer."""
+    model, oracle = wide(), wide()
+    held = sec.sparsify(model, 0.3, mode="dense-update")
+    optimizer, by_hand = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](oracle.parameters())
+    parameters = dict(oracle.named_parameters())
+    for step in range(8):
+        if step in (3, 5):
+            held.update()
+        by_hand.zero_grad()
+        used = {key: item.detach() for key, item in parameters.items()}
+        used |= {key: used[key] * mask for key, mask in held.masks.items()}
+        used = {key: item.requires_grad_() for key, item in used.items()}
+        outputs = torch.func.functional_call(oracle, used, (images(step),))
+        nn.functional.cross_entropy(outputs, batch(step)[1]).backward()
+        for key, item in parameters.items():
+            item.grad = used[key].grad
+        by_hand.step()
+        wide_steps(model, optimizer, 1, step)
+    for key, mask in held.masks.items():
+        assert not mask.all()
+        assert torch.equal(held.dense[key], parameters[key].detach()), key
+
+
 def test_a_step_that_fails_midway_leaves_no_trace_after_the_next() -> None:
     model = wide()
     held = sec.sparsify(model, 0.6)
@@ -411,3 +439,18 @@ def test_optimizers_that_hold_nothing_are_left_alone() -> None:
     before = model.head.weight.detach().clone()
     train(model, Unhashable(model.parameters(), lr=0.1), 1)
     assert not torch.equal(model.head.weight, before)
+
+
+def test_printing_says_how_many_weights_of_each_layer_are_zero() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    held = sec.sparsify(model, {"0": 0.75, "1": 0.5})
+    assert str(held).splitlines() == [
+        "66.7% of 48 weights are zero, held in mode 'hard'",
+        "0.weight   75.0%  8 of 32 kept",
+        "1.weight   50.0%  8 of 16 kept",
+    ]
+    held.detach()
+    assert repr(held) == "<66.7% of 48 weights are zero, detached>"
+    later = sec.sparsify(model, 0.9, schedule=sec.Gradual(begin=5, end=9))
+    later.step()
+    assert "0.0% of 48" in repr(later) and "step 1 of Gradual(begin=5, end=9" in repr(later)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateurs.base.errors import InputError, UnknownNameError
-from secateurs.sparsity import Grouping, masks, parse_pattern
+from secateurs.sparsity import PATTERNS, Grouping, masks, parse_pattern
 from secateurs.sparsity.layout import Layout
 
 Key = Callable[[int, int, int, int], object]
@@ -183,3 +184,20 @@ def test_what_spells_no_pattern_is_refused(text: str) -> None:
 def test_near_names_are_offered() -> None:
     with pytest.raises(UnknownNameError, match="kernel"):
         parse_pattern("kernels")
+
+
+@pytest.mark.parametrize("name", ["rows", "simd", "block", "strided", "n:m"])
+def test_a_bare_name_is_answered_with_one_that_can_be_used(name: str) -> None:
+    example = PATTERNS[name].example
+    with pytest.raises(InputError, match=f"write {re.escape(repr(example))}"):
+        parse_pattern(name)
+    assert parse_pattern(example).name == name
+
+
+def test_what_is_given_in_the_place_of_a_share_is_not_printed_whole() -> None:
+    data = [(torch.zeros(50, 8), torch.zeros(50))] * 20
+    with pytest.raises(InputError, match=r"^sparsity=<list> cannot be used") as refused:
+        masks(nn.Linear(8, 2), data)  # type: ignore[arg-type]
+    assert len(str(refused.value)) < 200
+    with pytest.raises(InputError, match=r"sparsity=90 cannot be used.* such as 0.9 for 90 %"):
+        masks(nn.Linear(8, 2), 90)

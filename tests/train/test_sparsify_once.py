@@ -261,3 +261,15 @@ def test_what_cannot_be_is_refused(wrong: dict[str, object], says: str) -> None:
 def test_no_data_is_refused() -> None:
     with pytest.raises(sec.TrainError, match="empty"):
         sec.sparsify_once(convolutional(), [], 0.5)
+
+
+def test_printing_has_a_line_per_layer_and_no_tensors() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    found = sec.sparsify_once(model, [torch.randn(32, 6)], {"0": 0.75, "2": 0.5})
+    heading, first, second, whole = str(found).splitlines()
+    assert heading.split() == ["layer", "zeros", "output", "changed"]
+    assert first.split() == ["0.weight", "75.0%", f"{found.errors['0.weight']:.2%}"]
+    assert second.split() == ["2.weight", "50.0%", f"{found.errors['2.weight']:.2%}"]
+    assert whole.split() == ["all", "68.8%"]
+    assert repr(found) == "<SparsifiedOnce: 68.8% of the weights of 2 layers are zero>"

@@ -63,7 +63,7 @@ def explain(what: str, *, where: str = "", evidence: str = "", next_step: str = 
     """
     what, where, evidence, quoted = _without_steps(what, where, evidence)
     next_step = next_step or quoted
-    parts = [what.rstrip(".") + "."]
+    parts = [what if what.endswith("?") else what.rstrip(".") + "."]
     if where:
         parts.append(f"Where: {where.rstrip('.')}.")
     if evidence:

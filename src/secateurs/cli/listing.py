@@ -8,8 +8,8 @@ import typer
 
 from secateurs.cli.arguments import AsJson
 from secateurs.cli.console import show, show_json
-from secateurs.names import KINDS, families, names
-from secateurs.report.tables import families_table, names_table
+from secateurs.names import KINDS, families, names, spelled
+from secateurs.report.tables import families_table, names_table, patterns_table
 
 OPS_NOTE = (
     "Names without a prefix are PyTorch's own (aten). Element-wise operators that PyTorch tags as such need no rule "
@@ -34,6 +34,8 @@ def list_names(
         show_json(found)
     elif kind == "ops":
         show([families_table(families()), OPS_NOTE])
+    elif kind == "patterns":
+        show([patterns_table(spelled())])
     else:
         if "ops" in found:
             found["ops"] = [f"{len(found['ops'])} operators with a rule of their own; see `secateurs list ops`"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,8 @@ from secateurs.base.units import BYTES
 from secateurs.cli.arguments import AsJson, OptionalFactory, Seed, Weights, build_model, example_inputs, existing
 from secateurs.cli.console import progress, show, show_json
 from secateurs.cli.running import loader
+from secateurs.cli.sparsifying import REPORT, WEIGHTS
+from secateurs.deliver.manifest import NAME as MANIFEST
 from secateurs.deliver.tensors import read_state
 
 PANEL = "Quantisation"
@@ -140,6 +143,7 @@ def _subject(artifact: str | None, model: str | None, weights: str | None) -> nn
     if artifact is not None:
         if weights is not None:
             raise InputError(explain("An artifact holds its own weights", next_step="leave out --weights"))
+        _refuse_sparse(Path(artifact), model)
         return sec.load(artifact, None if model is None else partial(build_model, model))
     if model is not None:
         return build_model(model, weights)
@@ -148,3 +152,16 @@ def _subject(artifact: str | None, model: str | None, weights: str | None) -> nn
     raise InputError(
         explain("Nothing to pack is named", next_step="give an artifact folder, --model CODE or --weights FILE")
     )
+
+
+def _refuse_sparse(folder: Path, model: str | None) -> None:
+    """A folder of `secateurs sparsify --out` holds the weights of a model, and no plan. Raises `InputError`."""
+    if (folder / REPORT).is_file() and not (folder / MANIFEST).exists():
+        raise InputError(
+            explain(
+                "This folder is what `secateurs sparsify` wrote, not an artifact",
+                where=str(folder),
+                evidence=f"it holds {REPORT}",
+                next_step=f"give --weights {folder / WEIGHTS}" + ("" if model else ", with --model CODE or without"),
+            )
+        )

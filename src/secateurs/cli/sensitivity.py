@@ -13,6 +13,7 @@ from secateurs.base.files import write_text
 from secateurs.cli.arguments import AsJson, Exclude, Factory, Seed, Weights, build_model
 from secateurs.cli.console import progress, show, show_json
 from secateurs.cli.running import function, loader
+from secateurs.report.sensitivity import CHANNEL, Sensitivity
 
 WHAT, METRIC, RUN = "What goes", "The metric", "The run"
 
@@ -125,9 +126,18 @@ def sensitivity(
     if json:
         show_json({"model": model, **found.to_dict(), "record": record, "largest": largest})
     else:
-        show(
-            [*found.tables(record=record), *([f"Table in {out}: `secateurs sparsify --targets {out}`"] if out else [])]
-        )
+        show([*found.tables(record=record), *_ending(found, out, figure)])
+
+
+def _ending(found: Sensitivity, out: str | None, figure: str | None) -> list[str]:
+    """Where the table and the curves are, and what takes the table."""
+    lines = []
+    if out is not None:
+        use = "a guide to `secateurs prune`" if found.pattern == CHANNEL else f"`secateurs sparsify --targets {out}`"
+        lines.append(f"Table in {out}: {use}")
+    if figure is not None:
+        lines.append(f"Curves in {figure}")
+    return lines
 
 
 def parse_fractions(text: str) -> list[float]:

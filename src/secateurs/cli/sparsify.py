@@ -225,7 +225,7 @@ def sparsify(
         if out is not None:
             stage("save")
             save(network, report, out)
-    show_json(report) if json else show([*sparsity_tables(report), *_ending(out, max_drop, judge.drop)])
+    show_json(report) if json else show([*sparsity_tables(report), *_ending(model, out, max_drop, judge.drop)])
     if not report["met"]:
         raise typer.Exit(NOT_MET)
 
@@ -272,14 +272,17 @@ def _check(
         raise idle("--max-drop", "--evaluate", "add --evaluate package.module:function")
 
 
-def _ending(out: str | None, max_drop: float | None, drop: float) -> list[str]:
-    """Where the weights are, and whether the metric held."""
+def _ending(model: str, out: str | None, max_drop: float | None, drop: float) -> list[str]:
+    """Whether the metric held, where the weights are, and what makes a small file of them."""
     lines = []
     if max_drop is not None:
         lines.append(
             f"The metric ended {abs(drop):.4f} {'lower' if drop > 0 else 'higher'}: "
             f"{'within' if drop <= max_drop + ROUNDING else 'NOT within'} {max_drop:g}."
         )
-    if out is not None:
+    if out is None:
+        lines.append("Nothing was written: --out FOLDER keeps the weights and this report.")
+    else:
         lines.append(f"Weights in {Path(out) / WEIGHTS}, this report in {Path(out) / REPORT}.")
+        lines.append(f"Next: `secateurs pack --model {model} --weights {Path(out) / WEIGHTS} --share 5 --out net.sec`")
     return lines

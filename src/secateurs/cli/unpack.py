@@ -54,4 +54,13 @@ def unpack(
     if json:
         show_json({**book.to_json(), "metadata": found.metadata, "out": out})
     else:
-        show([book, f"{packed}: {book.summary()}", *([] if out is None else [f"Tensors: {out}"])])
+        show([book, f"{packed}: {book.summary()}", _ending(listing, model, out)])
+
+
+def _ending(listing: bool, model: str | None, out: str | None) -> str:
+    """What was checked, and what was written."""
+    if listing:
+        return "Only the header was read; without --list every tensor is decoded and checked."
+    fits = "" if model is None else f", and {model} takes them"
+    there = "Nothing was written: --out FILE writes them." if out is None else f"Tensors: {out}"
+    return f"All tensors were decoded and are what their checksums say{fits}. {there}"

@@ -34,9 +34,9 @@ GROUPS = {
 FILE = "(file)"
 
 FORMS = {
-    "csr": "As float32 in sparse rows",
-    "relative": "With gaps between kept weights",
-    "simd": f"In groups of {SIMD}",
+    "csr": "in sparse rows",
+    "relative": "with gaps between kept weights",
+    "simd": f"in groups of {SIMD}",
 }
 """What `summary` calls the sizes in plain formats."""
 
@@ -64,10 +64,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every byte of a file, once: the rows sum to `bytes`."""
+    """Every byte of a file, once: the rows sum to `bytes`. `tensors` are the bytes that it decodes to."""
 
     rows: tuple[Row, ...]
     bytes: int
+    tensors: int
     baseline: Baseline | None = None
 
     @property
@@ -81,6 +82,7 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         return {
             "bytes": self.bytes,
+            "tensors": self.tensors,
             "parts": self.parts,
             "rows": [row.to_json() for row in self.rows],
             "gzip": None if self.baseline is None else self.baseline.to_json(),
@@ -117,16 +119,18 @@ class Ledger:
         return table
 
     def summary(self) -> str:
-        """The size, beside what gzip makes of the same weights."""
+        """The size, beside that of the tensors in it, or of float32 and what gzip makes of it."""
         if self.baseline is None:
-            return f"{self.bytes:,} bytes."
+            times = f"{self.tensors / self.bytes:.2f} times smaller than the {self.tensors:,} bytes of its tensors"
+            return f"{self.bytes:,} bytes, {times}."
         base = self.baseline
         alone = "" if base.weights_rate is None else f" (weights alone: rate {base.weights_rate:.2%})"
+        plain = ", ".join(f"{FORMS[name]} {size:,} bytes" for name, size in base.forms.items())
         return (
             f"{self.bytes:,} bytes, {base.raw / self.bytes:.2f} times smaller than {base.raw:,} bytes of float32. "
-            f"With gzip alone {base.gzip_original:,} -> {base.gzip_packed:,} bytes: rate {base.rate:.2%}, "
-            f"factor {base.factor:.4f}{alone}."
-            + "".join(f" {FORMS[name]} {size:,} bytes." for name, size in base.forms.items())
+            f"gzip alone makes {base.gzip_original:,} bytes of the original's values and {base.gzip_packed:,} of the "
+            f"packed ones: rate {base.rate:.2%}, factor {base.factor:.4f}{alone}."
+            + (f" The packed values as plain float32: {plain}." if plain else "")
         )
 
 
@@ -147,7 +151,7 @@ def ledger(packed: Packed | str | os.PathLike[str]) -> Ledger:
     ]
     inside = sum(record.header for record in packed.records) + sum(text.header for text in packed.texts)
     whole = Row(FILE, "", 0, 0, {"header": packed.header - CHECK - inside, "checksums": CHECK})
-    return Ledger((whole, *texts, *rows), packed.end)
+    return Ledger((whole, *texts, *rows), packed.end, sum(record.decoded for record in packed.records))
 
 
 def _row(record: Record, layout: Layout, role: str) -> Row:

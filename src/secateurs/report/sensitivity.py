@@ -66,7 +66,18 @@ class Sensitivity:
         return {layer: self._of(layer, allowed, record) for layer in self.metric}
 
     def targets(self, tolerance: float | None = None, *, record: str = "last_pass") -> dict[str, float]:
-        """`largest` without the layers that stand nothing: what `sec.masks` and `sec.sparsify` take as `sparsity`."""
+        """`largest` without the layers that stand nothing: what `sec.masks` and `sec.sparsify` take as `sparsity`.
+
+        Raises `InputError` for a scan of channels, which are more than weights of one layer.
+        """
+        if self.pattern == CHANNEL:
+            raise InputError(
+                explain(
+                    "Channels do not become zeros in one layer's weights",
+                    evidence="the scan is of channels of coupled layers",
+                    next_step="cut them with `sec.prune`, or scan with a pattern of weights",
+                )
+            )
         return {layer: share for layer, share in self.largest(tolerance, record=record).items() if share > 0}
 
     def removed(self, tolerance: float | None = None, *, record: str = "last_pass") -> float:

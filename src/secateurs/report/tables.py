@@ -225,6 +225,15 @@ def names_table(names: Mapping[str, Iterable[str]]) -> Table:
     return table
 
 
+def patterns_table(spelled: Mapping[str, str]) -> Table:
+    """Patterns of zeros as they are written, and which weights go together."""
+    table = _table("written, such as", "what goes, or stays, together")
+    table.columns[1].justify = "left"
+    for text, said in spelled.items():
+        _row(table, text, said)
+    return table
+
+
 def families_table(families: Mapping[str, Iterable[str]]) -> Table:
     """Operators by family, without the prefix of PyTorch's own."""
     table = _table("family", "operators")

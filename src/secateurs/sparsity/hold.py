@@ -110,8 +110,9 @@ class Hold:
             for name, mask in masks.items():
                 item = self._held[name]
                 memories = [optimizer.state.get(item.parameter, {}) for optimizer in self._optimizers]
-                for memory in memories if item.hard else ():
-                    item.lower(memory)  # what comes in again remembers nothing
+                if item.hard:
+                    for memory in memories:
+                        item.lower(memory)  # what comes in again remembers nothing
                 item.put(mask)
                 if item.hard:
                     item.clear_gradient()

@@ -55,10 +55,12 @@ class Pattern(ABC):
     """Which weights live and die together. A pattern is plain data; `str(pattern)` and `parse_pattern` are inverse.
 
     A subclass says how the groups lie in a tensor in canonical form `[G, O, I, *K]` (see `Layout`). `importance` is the
-    default measure of a group. A pattern that `decides` fixes itself how many groups stay, as 2:4 does.
+    default measure of a group. A pattern that `decides` fixes itself how many groups stay, as 2:4 does. `example` shows
+    how one is written.
     """
 
     name: ClassVar[str] = ""
+    example: ClassVar[str] = ""
     importance: ClassVar[str] = "l1"
     decides: ClassVar[bool] = False
 
@@ -85,7 +87,7 @@ def pattern(name: str) -> Callable[[P], P]:
     """Class decorator: `@pattern("rows")` names and registers a pattern."""
 
     def add(kind: P) -> P:
-        kind.name = name
+        kind.name, kind.example = name, kind.example or name
         PATTERNS.register(name)(kind)
         return kind
 
@@ -115,7 +117,7 @@ def parse_pattern(text: str | Pattern) -> Pattern:
         return kind(*[int(item) if re.fullmatch(r"-?\d+", item) else item for item in given])
     except TypeError:
         taken = ", ".join(item.name for item in fields(kind)) or "nothing"
-        raise _unreadable(text, f"`{name}` takes {taken}") from None
+        raise _unreadable(text, f"`{name}` takes {taken}: write {kind.example!r}") from None
 
 
 def _unreadable(text: object, next_step: str) -> InputError:

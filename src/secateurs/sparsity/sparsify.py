@@ -84,6 +84,25 @@ class Sparsifier:
         """Gradients of all of W that the next update will look at, of this process; writing to them counts."""
         return self._attached().watched
 
+    def __repr__(self) -> str:
+        return f"<{self._whole()}>"
+
+    def __str__(self) -> str:
+        """The whole in a sentence, and a line per mask."""
+        width = max(map(len, self.masks), default=0)
+        counts = {name: (int(mask.sum()), mask.numel()) for name, mask in self.masks.items()}
+        lines = [
+            f"{name:<{width}}  {1 - kept / size:>6.1%}  {kept:,} of {size:,} kept"
+            for name, (kept, size) in counts.items()
+        ]
+        return "\n".join([self._whole(), *lines])
+
+    def _whole(self) -> str:
+        size = sum(mask.numel() for mask in self.masks.values())
+        state = f"held in mode {self.mode!r}" if self._hold is not None else "detached"
+        when = "" if isinstance(self.schedule, OneShot) else f"; step {self.steps} of {self.schedule}"
+        return f"{self.sparsity:.1%} of {size:,} weights are zero, {state}{when}"
+
     def settled(self, step: int | None = None) -> bool:
         """Does every layer have its final sparsity, as the schedule says of this step (None: of now)?"""
         at = self.steps if step is None else step

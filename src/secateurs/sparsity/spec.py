@@ -28,6 +28,7 @@ Masks = dict[str, Tensor]
 """Bool tensors by parameter name, True = kept, each on the device of its parameter."""
 
 SCOPES = ("layer", "global")
+SHARE = "the share that becomes zero, from 0 to below 1, such as 0.9 for 90 %"
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Spec:
         if self.distribution != "uniform" and not _is_number(self.sparsity):
             raise _contradiction(f"distribution={self.distribution!r}", "give it one sparsity to share out")
         if self.form.decides != (self.sparsity is None):
-            step = f"leave out `sparsity`: `{self.form}` fixes it" if self.form.decides else "give `sparsity`"
-            raise _contradiction(f"sparsity={self.sparsity!r} with pattern={str(self.form)!r}", step)
+            step = f"leave out `sparsity`: `{self.form}` fixes it" if self.form.decides else f"give it, {SHARE}"
+            raise _contradiction(f"sparsity={_short(self.sparsity)} with pattern={str(self.form)!r}", step)
         for target in self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]:
             if not isinstance(target, (Threshold, type(None))) and not (_is_number(target) and 0 <= target < 1):
-                raise _contradiction(f"sparsity={target!r}", "give the share that becomes zero, from 0 to below 1")
+                raise _contradiction(f"sparsity={_short(target)}", f"give {SHARE}")
 
     @property
     def form(self) -> Pattern:
@@ -234,6 +235,12 @@ def _under(name: str, glob: str) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    """As it was given; only its type where that is long, as of data in the place of a number."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"<{type(value).__name__}>"
 
 
 def _contradiction(what: str, next_step: str) -> InputError:

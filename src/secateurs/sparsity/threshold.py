@@ -23,7 +23,9 @@ class Threshold:
       72.8% at 0.5. Xu, Park, Brick, Hybrid Pruning, 2018.
     - `"value"`: `t = factor`.
 
-    Standard deviations are those of the population. With `start`, a `Gradual` schedule moves the factor on its curve
+    Standard deviations are those of the population. In mode `"hard"` what is kept changes with every update, so that
+    each takes its share of what the last one left, and many leave nothing; in mode `"dense-update"` t is that of all
+    weights. With `start`, a `Gradual` schedule moves the factor on its curve
     from there; without, every update takes the factor as it is. Raises `UnknownNameError` and `InputError`.
     """
 

@@ -20,7 +20,7 @@ from secateurs.base.errors import InputError, UnknownNameError, explain
 from secateurs.base.seeds import seeded
 from secateurs.capture.graph import Graph
 from secateurs.couple.rules.registry import arguments, value
-from secateurs.sparsity.masks import check_masks
+from secateurs.sparsity.masks import check_masks, density
 from secateurs.sparsity.pattern import Grouping, Pattern
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, masks_of
 from secateurs.sparsity.surgeon import Quadratic, damped, fitted, operate
@@ -33,7 +33,7 @@ from secateurs.train.side_by_side import Fit, change, check_fit, equations, pair
 INPUTS = ("own", "original")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SparsifiedOnce:
     """The new model, with exact zeros; its masks, for `sec.sparsify(model, masks)`; and what each layer lost.
 
@@ -44,6 +44,18 @@ class SparsifiedOnce:
     model: nn.Module
     masks: Masks
     errors: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        return f"<SparsifiedOnce: {1 - density(self.masks):.1%} of the weights of {len(self.masks)} layers are zero>"
+
+    def __str__(self) -> str:
+        """A line per layer: its zeros, and the share of its output that differs now."""
+        width = max(map(len, self.masks), default=0)
+        lines = [f"{'layer':<{width}}   zeros  output changed"]
+        for name, mask in self.masks.items():
+            error = f"{self.errors[name]:.2%}" if name in self.errors else "not fitted"
+            lines.append(f"{name:<{width}}  {1 - mask.double().mean().item():>6.1%}  {error:>14}")
+        return "\n".join([*lines, f"{'all':<{width}}  {1 - density(self.masks):>6.1%}"])
 
 
 def sparsify_once(

@@ -1,6 +1,7 @@
 """Rectangular blocks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from secateurs.sparsity.pattern import Grouping, Pattern, check_size, pattern, tiles
 
@@ -10,6 +11,7 @@ from secateurs.sparsity.pattern import Grouping, Pattern, check_size, pattern, t
 class Block(Pattern):
     """Blocks of `rows` output channels x `columns` weights of the matrix `[O, I * prod(K)]` (per convolution group)."""
 
+    example: ClassVar[str] = "block(4,4)"
     rows: int
     columns: int
 

@@ -21,6 +21,7 @@ class NofM(Pattern):
     channels counts as padded with zeros, so it keeps at most `n`. `"2:4"` is what sparse tensor cores run.
     """
 
+    example: ClassVar[str] = "2:4"
     decides: ClassVar[bool] = True
     n: int
     m: int

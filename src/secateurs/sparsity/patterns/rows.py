@@ -1,6 +1,7 @@
 """Adjacent output channels that share their zeros."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from secateurs.sparsity.pattern import Grouping, Pattern, check_size, pattern, tiles
 
@@ -10,6 +11,7 @@ from secateurs.sparsity.pattern import Grouping, Pattern, check_size, pattern, t
 class Rows(Pattern):
     """`k` adjacent output channels share one mask (per convolution group): one list of offsets serves `k` sums."""
 
+    example: ClassVar[str] = "rows(4)"
     k: int
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ class Simd(Pattern):
     A group's importance is its RMS by default, over the weights it really has. Yu et al., Scalpel, 2017.
     """
 
+    example: ClassVar[str] = "simd(8)"
     importance: ClassVar[str] = "rms"
     k: int
 

@@ -20,6 +20,7 @@ class Strided(Pattern):
     a kernel of one tap. Anwar, Hwang, Sung, Structured Pruning of Deep Convolutional Neural Networks, 2017.
     """
 
+    example: ClassVar[str] = "strided(*,2)"
     decides: ClassVar[bool] = True
     start: int | str
     stride: int
