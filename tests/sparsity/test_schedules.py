@@ -47,6 +47,17 @@ def test_powers_and_beginnings() -> None:
     assert [step for step in range(30) if linear.due(step)] == [10, 13, 16, 19, 20]
 
 
+def test_a_short_way_is_gradual_too() -> None:
+    """Every 100 steps would leave nothing but its two ends."""
+    short, long = sec.Gradual(begin=14, end=34), sec.Gradual(begin=0, end=2500)
+    assert [step for step in range(40) if short.due(step)] == list(range(14, 35, 2))
+    assert [step for step in range(3000) if long.due(step)] == list(range(0, 2501, 100))
+    assert [step for step in range(9) if sec.Gradual(begin=1, end=4).due(step)] == [1, 2, 3, 4]
+    assert [step for step in range(40) if sec.Gradual(14, 34, every=100).due(step)] == [14, 34]
+    with pytest.raises(sec.InputError, match="give end as an integer"):
+        sec.Gradual(begin=0, end=None)  # type: ignore[arg-type]
+
+
 def test_iterative_rounds_by_value() -> None:
     rounds = sec.Iterative(every=10, rounds=2, begin=5)
     assert [step for step in range(40) if rounds.due(step)] == [5, 15]

@@ -8,6 +8,12 @@ from dataclasses import dataclass, fields
 from secateurs.base.errors import InputError, explain
 from secateurs.sparsity.time import MOMENTS, Time, known, parse_time
 
+EVERY = 100
+"""Steps between the updates of a gradual schedule, where nothing is said."""
+
+UPDATES = 10
+"""Updates that there are at least then, as far as there are steps."""
+
 
 @dataclass(frozen=True)
 class Schedule(ABC):
@@ -43,7 +49,8 @@ class Schedule(ABC):
             if item.name in MOMENTS and isinstance(value, str):
                 parse_time(value)
                 continue
-            whole = item.name in ("begin", "end", "every", "rounds") and not (item.name == "end" and value is None)
+            left_out = value is None and item.default is None
+            whole = item.name in ("begin", "end", "every", "rounds") and not left_out
             least = 1 if item.name in ("every", "rounds") else 0
             if (
                 isinstance(value, bool)
@@ -99,12 +106,13 @@ class Iterative(Schedule):
 class Gradual(Schedule):
     """`final + (initial - final) * (1 - p)^power`, p from 0 at step `begin` to 1 at `end`, every `every` steps.
 
-    Power 3 is the cubic of Zhu & Gupta, To Prune or Not to Prune, 2017; power 1 is linear.
+    Without `every` that is 100, or a tenth of the way where that is less: a short training is gradual, too. Power 3 is
+    the cubic of Zhu & Gupta, To Prune or Not to Prune, 2017; power 1 is linear.
     """
 
     begin: Time
     end: Time
-    every: Time = 100
+    every: Time | None = None
     initial: float = 0.0
     power: float = 3.0
 
@@ -116,7 +124,8 @@ class Gradual(Schedule):
 
     def due(self, step: int) -> bool:
         """At `begin`, every `every` steps from there, and at `end`."""
-        begin, end, every = map(self._steps, MOMENTS)
+        begin, end = self._steps("begin"), self._steps("end")
+        every = max(1, min(EVERY, (end - begin) // UPDATES)) if self.every is None else self._steps("every")
         return begin <= step <= end and ((step - begin) % every == 0 or step == end)
 
     def at(self, step: int, final: float) -> float:

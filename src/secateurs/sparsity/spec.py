@@ -53,7 +53,7 @@ class Spec:
         if self.distribution != "uniform" and not _is_number(self.sparsity):
             raise _contradiction(f"distribution={self.distribution!r}", "give it one sparsity to share out")
         if self.form.decides != (self.sparsity is None):
-            step = f"leave out `sparsity`: `{self.form}` fixes it" if self.form.decides else f"give it, {SHARE}"
+            step = f"leave out `sparsity`: `{self.form}` fixes it" if self.form.decides else f"give `sparsity`, {SHARE}"
             raise _contradiction(f"sparsity={_short(self.sparsity)} with pattern={str(self.form)!r}", step)
         for target in self.sparsity.values() if isinstance(self.sparsity, Mapping) else [self.sparsity]:
             if not isinstance(target, (Threshold, type(None))) and not (_is_number(target) and 0 <= target < 1):
