@@ -309,11 +309,13 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
         return
     with torch.no_grad():
         for mine in _STEPPING.pop(optimizer, {}).values():
+            kinds = {item.parameter.dtype for item in mine}
+            intact = {dtype: _keeps_zeros(optimizer, dtype) for dtype in kinds}
             for item in mine:
-                intact = _keeps_zeros(optimizer, item.parameter.dtype)
-                item.hide(intact=intact)
+                zeros_stay = intact[item.parameter.dtype]
+                item.hide(intact=zeros_stay)
                 if item.hard:
-                    item.stepped(optimizer.state.get(item.parameter, {}), intact=intact)
+                    item.stepped(optimizer.state.get(item.parameter, {}), intact=zeros_stay)
 
 
 def _keeps_zeros(optimizer: Optimizer, dtype: torch.dtype) -> bool:
