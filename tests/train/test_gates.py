@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from train.networks import convolutional, images, loader, plain, points, same, state
+from train.stopping import Interrupted, Stopping
 
 import secateurs as sec
 from secateurs import recipe
@@ -264,22 +265,11 @@ def test_a_closed_unit_and_its_readers_rest_and_come_back_as_they_were():
     assert torch.equal(state(model)["2.weight"][:, 2], before["2.weight"][:, 2])
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_every_step_can_be_the_last_before_a_resume(tmp_path: Path):
     config = training(checkpoint_steps=1, lr=0.1, gates=Gates(strength=0.4), momentum=0.9, weight_decay=0.01)
     data = loader(images())
     undisturbed = finetune(convolutional(), data, config)
-    calls = 0
-
-    def stopping(outputs: Tensor, target: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise Interrupted
-        return nn.functional.cross_entropy(outputs, target)
+    stopping = Stopping()
 
     stopped = training(
         checkpoint_steps=1, lr=0.1, gates=Gates(strength=0.4), momentum=0.9, weight_decay=0.01, loss=stopping
@@ -290,13 +280,14 @@ def test_every_step_can_be_the_last_before_a_resume(tmp_path: Path):
             break
         except Interrupted:
             assert (tmp_path / checkpoint.FILE).exists()
-    assert calls > 8
+    assert stopping.calls > 8
     assert same(state(result.model), state(undisturbed.model))
     assert result.gates == undisturbed.gates
     assert result.gates is not None
     assert result.gates.closed > 0
+    calls = stopping.calls
     again = finetune(convolutional(), data, stopped, folder=tmp_path)
-    assert (again.gates, calls) == (result.gates, calls)
+    assert (again.gates, stopping.calls) == (result.gates, calls)
 
 
 def test_weights_that_are_not_trained_carry_no_gates():

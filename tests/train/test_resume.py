@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from train.networks import convolutional, images, loader, plain, points, same, state
 from train.processes import forked, train_to_the_end
+from train.stopping import Interrupted, Stopping
 
 from secateurs.base.errors import TrainError
 from secateurs.train import checkpoint
@@ -61,22 +62,11 @@ def test_killed_at_random_moments(sparsity: str, tmp_path: Path) -> None:
     assert same(load_file(tmp_path / "whole"), load_file(output))
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_every_step_can_be_the_last_before_a_resume(tmp_path: Path) -> None:
     config = FineTune(epochs=2, optimizer="adamw", progress=False, checkpoint_steps=1)
     data = loader(images(20))
     undisturbed = finetune(convolutional(), data, config)
-    calls = 0
-
-    def stopping(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise Interrupted
-        return torch.nn.functional.cross_entropy(outputs, target)
+    stopping = Stopping()
 
     stopped = FineTune(epochs=2, optimizer="adamw", progress=False, checkpoint_steps=1, loss=stopping)
     for _ in range(10):
@@ -85,7 +75,7 @@ def test_every_step_can_be_the_last_before_a_resume(tmp_path: Path) -> None:
             break
         except Interrupted:
             continue
-    assert calls == 6 + 5
+    assert stopping.calls == 6 + 5
     assert same(state(result.model), state(undisturbed.model))
     assert [row.loss for row in result.history] == [row.loss for row in undisturbed.history]
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from train.networks import convolutional, images, loader, plain, points, same, state
+from train.stopping import Interrupted
 
 import secateurs as sec
 from secateurs import recipe
@@ -118,10 +119,6 @@ def test_a_weight_that_is_computed_keeps_its_group_out() -> None:
     net = watched(model, FineTune(epochs=1, soft=Soft(fraction=0.5), progress=False))[0]
     assert [len(found) for name, found in net.items() if name.startswith("0.")] == [0, 0]
     assert len(net["4.weight"]) == 3
-
-
-class Interrupted(Exception):
-    pass
 
 
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:

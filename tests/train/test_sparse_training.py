@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from train.networks import convolutional, images, loader, plain, points, same, state
+from train.stopping import Interrupted, Stopping
 
 import secateurs as sec
 from secateurs import recipe
@@ -20,10 +21,6 @@ from secateurs.sparsity.time import steps_of
 
 DATA = loader(points(40))
 """Five batches."""
-
-
-class Interrupted(Exception):
-    pass
 
 
 def training(sparsity: sec.Sparsity | None, **more: Any) -> sec.FineTune:
@@ -176,14 +173,7 @@ def test_phases_of_surgery_and_a_resume_at_every_step(tmp_path: Path) -> None:
     assert first.masks is not None
     assert set(first.masks) == {"0.weight", "4.weight"}
     gone = {name: ~mask for name, mask in first.masks.items()}
-    calls = 0
-
-    def stopping(outputs: Tensor, target: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise Interrupted
-        return nn.functional.cross_entropy(outputs, target)
+    stopping = Stopping()
 
     def look(net: nn.Module) -> float:
         assert not any(bool(net.get_parameter(name)[mask].any()) for name, mask in gone.items())
@@ -266,14 +256,7 @@ def test_every_step_can_be_the_last_before_a_resume(kind: str, tmp_path: Path) -
     common: dict[str, Any] = {"epochs": 3, "optimizer": "adamw", "checkpoint_steps": 1, "keep": "best"}
     check = loader(images(12, seed=9), shuffle=False)
     undisturbed = sec.finetune(convolutional(), data, training(KINDS[kind], **common), validation=check)
-    calls = 0
-
-    def stopping(outputs: Tensor, target: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls % 2 == 0:
-            raise Interrupted
-        return nn.functional.cross_entropy(outputs, target)
+    stopping = Stopping()
 
     config = training(KINDS[kind], loss=stopping, **common)
     for _ in range(12):
@@ -282,7 +265,7 @@ def test_every_step_can_be_the_last_before_a_resume(kind: str, tmp_path: Path) -
             break
         except Interrupted:
             continue
-    assert calls == 9 + 8
+    assert stopping.calls == 9 + 8
     assert same(state(result.model), state(undisturbed.model))
     assert result.masks is not None
     assert undisturbed.masks is not None

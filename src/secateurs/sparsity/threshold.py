@@ -25,8 +25,8 @@ class Threshold:
 
     Standard deviations are those of the population. In mode `"hard"` what is kept changes with every update, so that
     each takes its share of what the last one left, and many leave nothing; in mode `"dense-update"` t is that of all
-    weights. With `start`, a `Gradual` schedule moves the factor on its curve
-    from there; without, every update takes the factor as it is. Raises `UnknownNameError` and `InputError`.
+    weights. With `start`, a `Gradual` schedule moves the factor on its curve from there; without, every update takes
+    the factor as it is. Raises `UnknownNameError` and `InputError`.
     """
 
     kind: str
