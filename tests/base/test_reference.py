@@ -52,3 +52,10 @@ def test_a_module_that_fails_says_how(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_text_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="does not name code"):
         resolve(text)
+
+
+def test_a_packed_file_in_the_place_of_code_is_told_where_to_go() -> None:
+    with pytest.raises(InputError, match="unpack FILE --list"):
+        resolve("net.sec")
+    with pytest.raises(InputError, match=r"write package\.module:attribute\.$"):
+        resolve("net")

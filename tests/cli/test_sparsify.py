@@ -105,12 +105,18 @@ def test_sparse_weights_have_the_original_s_keys_and_plus_zero(run: Run, tmp_pat
         assert torch.equal(torch.where(zeros[name], dense[name], tensor), dense[name])
         assert not bool(torch.signbit(tensor[zeros[name]]).any())
     report = json.loads((tmp_path / "s" / "sparsity.json").read_text())
+    zeros_in = [layer["name"] for layer in report["layers"]]
     assert [(layer["name"], layer["kept"]) for layer in report["layers"]] == [
         ("first.weight", 36),
         ("second.weight", 864),
     ]
     assert report["kept"] == 900 and report["weights"] == 3600
     assert "75.0% of 3,600 weights in 2 layers are zero" in out
+    whole = {item["name"]: item["kind"] for item in report["whole"]}
+    assert whole["head.weight"] == "weight" and set(whole) == set(dict(toy.Net().named_parameters())) - set(zeros_in)
+    size = toy.Net().head.weight.numel()
+    assert f"Left whole: {size:,} parameters of layers (head: excluded" in " ".join(out.split())
+    assert "no network faster by themselves" in " ".join(out.split())
     assert f"{report['bytes']['packed']:,}" in out and f"{report['bytes']['gzip_packed']:,}" in out
 
 

@@ -181,6 +181,18 @@ def test_leaving_before_the_schedule_ends_warns() -> None:
             raise KeyError
 
 
+def test_leaving_with_nothing_left_of_a_layer_warns() -> None:
+    model = network()
+    names = list(sec.masks(model, 0.5))
+    with pytest.warns(UserWarning, match=f"Nothing is left of `{names[0]}`"):  # noqa: SIM117
+        with sec.sparsify(model, {names[0]: sec.Threshold("value", 1e3), names[1]: 0.5}):
+            pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with sec.sparsify(network(), sec.Threshold("value", 0.01)):
+            pass
+
+
 def test_clipping_sees_the_sparse_network_alone() -> None:
     model = network()
     masks = sec.sparsify(model, 0.5).masks

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -220,6 +222,17 @@ def test_targets_by_layer() -> None:
     assert bool(found["2.weight"].all())
     with pytest.raises(UnknownNameError, match=r"0\.weight|weights:"):
         masks(model, {"seven": 0.5})
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_shares_that_numpy_computed(kind: type) -> None:
+    model, share = mlp(), kind(0.75)
+    for given in (share, {"0": share}):
+        found, expected = masks(model, given), masks(model, sec.sparsity.spec.plain_targets(given))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert int(masks(model, {"0": share})["0.weight"].sum()) == 150
+    stored = json.loads(json.dumps(sec.Sparsity({"0": share}).plain()))
+    assert sec.Sparsity.from_plain(stored) == sec.Sparsity({"0": 0.75})
 
 
 def test_targets_by_globs_and_modules_that_hold_layers() -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import secateurs as sec
 from secateurs.base.errors import InputError, TrainError, UnknownNameError
 from secateurs.score import CRITERIA
-from secateurs.sparsity import IMPORTANCES, GroupedWeight, layer_weights, masks, parse_pattern
+from secateurs.sparsity import IMPORTANCES, GroupedWeight, Obd, layer_weights, masks, parse_pattern
 from secateurs.sparsity.importance import UNIT_ONLY
 from secateurs.sparsity.measured import Evidence, scores_of
 from secateurs.testing.chain import check_untouched, snapshot
@@ -348,6 +348,9 @@ def test_every_criterion_of_units_is_one_of_weights_or_says_why_not() -> None:
         ({"importance": "obd", "data": [images(2)[0][0]]}, TrainError, "not a pair"),
         ({"importance": "obd", "data": images(2), "batches": 0}, InputError, "no number of batches"),
         ({"importance": "random", "seed": -1}, InputError, "not a seed"),
+        ({"data": images(2)}, InputError, "the importance 'l1' does not look at it"),
+        ({"importance": "random", "data": images(2)}, InputError, "does not look at it"),
+        ({"importance": Obd({}), "data": images(2)}, InputError, "does not look at it"),
     ],
 )
 def test_what_cannot_be_used_is_refused(given: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -355,9 +358,28 @@ def test_what_cannot_be_used_is_refused(given: dict[str, Any], error: type[Excep
         masks(network(), 0.5, **given)
 
 
+def test_an_importance_of_ones_own_may_look_at_data() -> None:
+    def steep(weight: GroupedWeight) -> Tensor:
+        return weight.total(weight.gradient.abs())
+
+    def heavy(weight: GroupedWeight) -> Tensor:
+        return weight.total(weight.values.abs())
+
+    model, data = network(), images(2)
+    slopes = Evidence(model, data).gradients(layer_weights(model))
+    for name, mask in masks(model, 0.5, importance=steep, data=data).items():
+        assert float(slopes[name].abs()[mask.flatten()].min()) >= float(slopes[name].abs()[~mask.flatten()].max())
+    expected = masks(model, 0.5)
+    assert all(
+        torch.equal(mask, expected[name]) for name, mask in masks(model, 0.5, importance=heavy, data=data).items()
+    )
+
+
 def test_a_sparsifier_asks_for_data_at_once() -> None:
     with pytest.raises(InputError, match="'obd' needs data"):
         sec.sparsify(network(), 0.5, importance="obd", schedule=sec.Gradual(5, 10))
+    with pytest.raises(InputError, match="'l1' does not look at it"):
+        sec.sparsify(network(), 0.5, data=images(2))
 
 
 def test_data_that_each_process_sees_another_part_of_is_refused() -> None:

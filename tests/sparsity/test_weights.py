@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import secateurs as sec
 from secateurs.base.errors import InputError
 from secateurs.sparsity import layer_weights, masks
+from secateurs.sparsity.weights import left_whole
 
 
 class Functional(nn.Module):
@@ -54,6 +55,22 @@ def test_tied_weights_count_once_and_not_with_an_embedding() -> None:
     model[2].weight = model[1].weight
     model[3].weight = model[0].weight
     assert set(layer_weights(model)) == {"1.weight"}
+
+
+def test_what_is_left_whole_and_what_it_is() -> None:
+    model = nn.Sequential(
+        nn.Embedding(6, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False), Functional()
+    )
+    model[3].weight = model[1].weight
+    model[4].weight = model[0].weight
+    assert left_whole(model, ["3.weight"]) == {
+        "0.weight": "embedding", "1.bias": "bias", "2.weight": "norm", "2.bias": "norm", "3.bias": "bias",
+        "5.w": "weight", "5.b": "other", "5.token": "other", "5.scale": "other",
+    }  # fmt: skip
+    every = {name for name, _ in model.named_parameters()}
+    assert set(left_whole(model, [])) == every
+    assert set(left_whole(nn.Sequential(model[4], model[0]), [])) == {"0.weight"}
+    assert left_whole(nn.Sequential(model[4], model[0]), [])["0.weight"] == "embedding"
 
 
 class Oddly(nn.Module):

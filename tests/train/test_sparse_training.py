@@ -98,6 +98,12 @@ def test_importances_look_at_the_training_data_with_its_loss(importance: str, op
     assert zeros(result.model) == {"0.weight": 12, "2.weight": 9}
 
 
+def test_nothing_left_of_a_layer_warns() -> None:
+    sparsity = sec.Sparsity({"0": sec.Threshold("value", 1e3, start=0.0)}, schedule=sec.Gradual(0, 10))
+    with pytest.warns(UserWarning, match=r"Nothing is left of `0\.weight`"):
+        sec.finetune(plain(), loader(points(40)), training(sparsity))
+
+
 def test_a_training_goes_on_from_data_that_an_update_has_looked_at() -> None:
     """Looking takes nothing from the training: the order of the data, chance and checkpoints are as without it."""
     sparsity = sec.Sparsity(0.0, importance="obd", schedule=sec.Constant(2, 18, every=8))

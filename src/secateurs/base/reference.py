@@ -18,7 +18,11 @@ def resolve(reference: str) -> Any:
     """
     module_name, colon, path = reference.partition(":")
     if not colon or not module_name or not path:
-        raise InputError(explain(f"{reference!r} does not name code", next_step="write package.module:attribute"))
+        packed = (
+            ", and `secateurs unpack FILE --list` for what is in a packed file" if reference.endswith(".sec") else ""
+        )
+        step = f"write package.module:attribute{packed}"
+        raise InputError(explain(f"{reference!r} does not name code", next_step=step))
     found = _module(module_name, reference)
     for name in path.split("."):
         if not hasattr(found, name):

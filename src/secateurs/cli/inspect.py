@@ -79,7 +79,10 @@ def inspect(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer."""
+    """Print the channel groups of a model, the frozen ones with their reasons, and MACs by layer.
+
+    What is in a packed file is for `secateurs unpack FILE --list` to say.
+    """
     idle = [f"--{name}" for name, given in (("data", data), ("layer", layer), ("plan", plan)) if given]
     if figures is None and idle:
         raise InputError(

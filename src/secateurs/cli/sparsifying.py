@@ -23,7 +23,7 @@ from secateurs.deliver.tensors import write_state
 from secateurs.pack.baseline import TINY
 from secateurs.pack.ledger import Ledger
 from secateurs.report.sensitivity import CHANNEL, Sensitivity
-from secateurs.sparsity.measured import needs_data
+from secateurs.sparsity.measured import reads_data
 from secateurs.sparsity.settings import Sparsity
 from secateurs.train.evaluate import checked_metric
 
@@ -64,9 +64,11 @@ def made(
     names: list[str] = []
     if config is None or config.sparsity == HELD:
         judge.stage("sparsify")
+        read = asked.importance is not None and reads_data(asked.importance)
         with sec.sparsify(
             network, asked.sparsity, pattern=asked.pattern, importance=asked.importance, scope=asked.scope,
-            distribution=asked.distribution, exclude=asked.exclude, options=asked.options, data=data, seed=seed,
+            distribution=asked.distribution, exclude=asked.exclude, options=asked.options, seed=seed,
+            data=data if read else None,
         ) as held:  # fmt: skip
             names = list(held.masks)
         judge("sparse", network)
@@ -151,11 +153,6 @@ def wanted(
             )
         )
     return found, table.pattern
-
-
-def looks(importance: str) -> bool:
-    """Does this importance look at data?"""
-    return importance == "taylor" or needs_data(importance)
 
 
 def idle(option: str, without: str, next_step: str) -> InputError:

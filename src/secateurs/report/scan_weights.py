@@ -22,7 +22,7 @@ from secateurs.choose.masked import Measure
 from secateurs.score.samples import Batch, Samples
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import masks
-from secateurs.sparsity.measured import missing_data, needs_data
+from secateurs.sparsity.measured import missing_data, needs_data, reads_data
 from secateurs.sparsity.pattern import Pattern
 from secateurs.sparsity.weights import layer_weights
 from secateurs.train.evaluate import checked_metric
@@ -70,8 +70,9 @@ class _Weights(Subject):
         **looks: Any,
     ) -> None:
         """`looks`: what `masks` takes for importances that look at data, and for chance."""
-        self.model, self.pattern, self._looks = model, pattern, looks
+        self.model, self.pattern = model, pattern
         self._measure = importance or pattern.importance
+        self._looks = {**looks, "data": looks.get("data") if reads_data(self._measure) else None}
         if needs_data(self._measure) and "data" not in looks:
             raise missing_data(self._measure)
         self.importance = importance_name(self._measure)

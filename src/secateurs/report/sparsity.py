@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,8 +14,19 @@ from torch import Tensor, nn
 from secateurs.cost.effective import EffectiveMacs
 from secateurs.pack.ledger import Ledger
 from secateurs.report.tables import accuracy_table, bar
+from secateurs.sparsity.weights import left_whole
 
 FORMAT = 1
+
+SHOWN = 6
+WHOLE = {
+    "weight": ("layers", ": excluded, or without a target"),
+    "embedding": ("embeddings", ": tables that are looked up, not multiplied"),
+    "norm": ("norms", None),
+    "bias": ("biases", None),
+    "other": ("something else", ": not a matrix of weights of a layer"),
+}
+"""What is left whole: what it is called, and what is said of it after the names; None: no names."""
 
 
 def sparsity_report(
@@ -27,18 +38,23 @@ def sparsity_report(
 ) -> dict[str, Any]:
     """The named weights as they are in the model now, the whole, bytes in every form, and the metric by stage.
 
-    `ledger` is that of the packed model, with what gzip makes of the original and of it. `compression` is all
-    parameters by those that are not zero; `macs`, where they are known, by shape and without zero weights, with the
-    speed-up in theory.
+    `whole` are the parameters that were left whole, with what they are. `ledger` is that of the packed model, with what
+    gzip makes of the original and of it. `compression` is all parameters by those that are not zero; `macs`, where they
+    are known, by shape and without zero weights, with the speed-up in theory.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     layers = [_layer(name, parameters[name], macs) for name in names]
     weights, kept = (sum(layer[key] for layer in layers) for key in ("weights", "kept"))
     every = list(model.parameters())
     total, nonzero = sum(item.numel() for item in every), sum(int((item != 0).sum()) for item in every)
+    whole = [
+        {"name": name, "parameters": parameters[name].numel(), "kind": kind}
+        for name, kind in left_whole(model, (layer["name"] for layer in layers)).items()
+    ]
     return {
         "format": FORMAT,
         "layers": layers,
+        "whole": whole,
         "weights": weights,
         "kept": kept,
         "sparsity": 1 - kept / weights if weights else 0.0,
@@ -73,6 +89,8 @@ def sparsity_tables(report: Mapping[str, Any]) -> list[RenderableType]:
         ),
         _layers(report["layers"]),
     ]
+    if report["whole"]:
+        parts.append(Text(f"Left whole: {_whole(report['whole'])}."))
     if report["accuracy"]:
         parts.append(accuracy_table(report["accuracy"]))
     return [*parts, _bytes(report["bytes"])]
@@ -100,6 +118,19 @@ def _layers(layers: list[Mapping[str, Any]]) -> Table:
         counts = ["", ""] if macs is None else [f"{macs['dense']:,}", f"{macs['effective']:,}"]
         table.add_row(*map(Text, (*cells, *(counts if known else []))))
     return table
+
+
+def _whole(left: Sequence[Mapping[str, Any]]) -> str:
+    """What was left whole: weights and tables by name, the small rest by count."""
+    parts = []
+    for kind, (title, note) in WHOLE.items():
+        mine = [item for item in left if item["kind"] == kind]
+        size = sum(item["parameters"] for item in mine)
+        shown = [item["name"].removesuffix(".weight") for item in mine[:SHOWN]]
+        named = "" if note is None else f" ({', '.join(shown)}{', ...' if len(mine) > SHOWN else ''}{note})"
+        if mine:
+            parts.append(f"{size:,} parameters of {title}{named}")
+    return "; ".join(parts)
 
 
 def _bytes(sizes: Mapping[str, Any]) -> Table:

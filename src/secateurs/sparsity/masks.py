@@ -12,7 +12,7 @@ from secateurs.base.errors import InputError, explain
 from secateurs.base.loss import Loss
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.importance import Importance
-from secateurs.sparsity.measured import Evidence
+from secateurs.sparsity.measured import Evidence, check_read
 from secateurs.sparsity.pattern import Pattern
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, gradients_of, masks_of
 from secateurs.sparsity.threshold import check_still
@@ -62,6 +62,7 @@ def masks(
     """
     spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})
     check_still(sparsity.values() if isinstance(sparsity, Mapping) else [sparsity])
+    check_read(spec.measure, data)
     evidence = Evidence(model, data, loss, batches, check_seed(seed))
     weights = layer_weights(model, exclude=exclude, only=only)
     check_masks(within or {}, {name: tuple(item.tensor.shape) for name, item in weights.items()})
@@ -84,10 +85,24 @@ def check_masks(given: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...
             )
 
 
+def nothing_left(masks: Mapping[str, Tensor]) -> list[str]:
+    """A warning if there are layers of which nothing stays, else none."""
+    empty = [name for name, mask in masks.items() if mask.dim() > 1 and not mask.any()]
+    if not empty:
+        return []
+    return [
+        explain(
+            f"Nothing is left of `{empty[0]}`" + (f" and {len(empty) - 1} more" if len(empty) > 1 else ""),
+            evidence="every weight of it is zero, so that what it puts out does not depend on its input",
+            next_step="ask for less there, or exclude it; a threshold takes its share with every update",
+        )
+    ]
+
+
 def density(masks: Mapping[str, Tensor]) -> float:
     """The share of masked weights that stay, over all masks together."""
     total = sum(mask.numel() for mask in masks.values())
     return sum(int(mask.sum()) for mask in masks.values()) / total if total else 1.0
 
 
-__all__ = ["check_masks", "density", "masks"]
+__all__ = ["check_masks", "density", "masks", "nothing_left"]

@@ -26,7 +26,15 @@ from secateurs.score.curvature import diagonal_of, fisher
 from secateurs.score.equalize import named
 from secateurs.score.gradients import Slope, leaf_gradients, mean_gradients, over_batches
 from secateurs.score.on_data import context_on, leaves_of
-from secateurs.sparsity.importance import IMPORTANCES, GroupedWeight, Importance, Obd, check_scores, find_importance
+from secateurs.sparsity.importance import (
+    IMPORTANCES,
+    GroupedWeight,
+    Importance,
+    Obd,
+    check_scores,
+    find_importance,
+    taylor,
+)
 
 T = TypeVar("T")
 Weights = Mapping[str, GroupedWeight]
@@ -104,6 +112,25 @@ def measured(name: str) -> Callable[[Rule], Rule]:
 def needs_data(importance: str | Importance) -> bool:
     """Whether there is no score without data."""
     return isinstance(find_importance(importance), Measured)
+
+
+def reads_data(importance: str | Importance) -> bool:
+    """Whether data can change its scores; of a function of one's own nobody knows, so there it can."""
+    found = find_importance(importance)
+    blind = found is not taylor and (isinstance(found, Obd) or any(found is IMPORTANCES[name] for name in IMPORTANCES))
+    return isinstance(found, Measured) or not blind
+
+
+def check_read(importance: str | Importance, data: object) -> None:
+    """Raises `InputError` for data that nothing reads."""
+    if data is not None and not reads_data(importance):
+        shown = repr(importance)
+        raise InputError(
+            explain(
+                f"`data` is given, and the importance {shown} does not look at it",
+                next_step="leave out `data`, or take an importance that does: 'taylor', 'taylor_weights', 'obd'",
+            )
+        )
 
 
 def missing_data(importance: object) -> InputError:
@@ -251,4 +278,13 @@ def _beside(data: Iterable[Any]) -> Iterable[Any]:
     return twin
 
 
-__all__ = ["Evidence", "check_importance", "measured", "missing_data", "needs_data", "scores_of"]
+__all__ = [
+    "Evidence",
+    "check_importance",
+    "check_read",
+    "measured",
+    "missing_data",
+    "needs_data",
+    "reads_data",
+    "scores_of",
+]

@@ -14,11 +14,12 @@ from secateurs.base.loss import Loss
 from secateurs.base.reference import name_of, resolve
 from secateurs.sparsity.hold import MODES
 from secateurs.sparsity.importance import Importance
+from secateurs.sparsity.measured import reads_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.regrow import GradientRegrowth, RandomRegrowth
 from secateurs.sparsity.schedules import Constant, Gradual, Iterative, OneShot, Schedule
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
-from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target
+from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, plain_targets
 from secateurs.sparsity.surgery import Surgery
 from secateurs.sparsity.threshold import Threshold
 from secateurs.sparsity.time import in_steps
@@ -69,9 +70,14 @@ class Sparsity:
             if isinstance(given, str):
                 raise _unusable(name, given, f"give a list: {name}=[{given!r}]")
             object.__setattr__(self, name, None if given is None else tuple(given))
+        object.__setattr__(self, "sparsity", plain_targets(self.sparsity))
         decided = self.update is not None and self.update.decides
-        if self.sparsity is not None or parse_pattern(self.pattern).decides or not (self.hold_zeros or decided):
+        if self.sparsity is not None or self._form.decides or not (self.hold_zeros or decided):
             Spec(self.sparsity, self.pattern, self.importance, self.scope, self.distribution, self.options or {})
+
+    @property
+    def _form(self) -> Pattern:
+        return parse_pattern(self.pattern)
 
     def attach(
         self,
@@ -93,10 +99,11 @@ class Sparsity:
             "mode", "pattern", "importance", "scope", "distribution", "exclude", "only", "hold_zeros", "options",
             "batches",
         )  # fmt: skip
+        looks = reads_data(self.importance or self._form.importance)
         schedule = None if self.schedule is None else in_steps(self.schedule, per_epoch, epochs)
         update = None if self.update is None else in_steps(self.update, per_epoch, epochs)
         made = sparsify(
-            model, self.sparsity, schedule=schedule, update=update, within=within, data=data,
+            model, self.sparsity, schedule=schedule, update=update, within=within, data=data if looks else None,
             loss=loss, seed=seed, **{name: getattr(self, name) for name in named},
         )  # fmt: skip
         if not made.settled(per_epoch * epochs):

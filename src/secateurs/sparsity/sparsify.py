@@ -16,8 +16,8 @@ from secateurs.base.loss import Loss
 from secateurs.base.seeds import check_seed
 from secateurs.sparsity.hold import MODES, Hold
 from secateurs.sparsity.importance import Importance
-from secateurs.sparsity.masks import check_masks, density
-from secateurs.sparsity.measured import Evidence, missing_data, needs_data
+from secateurs.sparsity.masks import check_masks, density, nothing_left
+from secateurs.sparsity.measured import Evidence, check_read, missing_data, needs_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import OneShot, Schedule
 from secateurs.sparsity.spec import ByLayer, Masks, Spec, Target, with_tensors
@@ -203,15 +203,21 @@ class Sparsifier:
         except InputError:
             if kind is None:
                 raise
-        if kind is None and not self.settled():
-            warnings.warn(
+        for message in self._doubts() if kind is None else []:
+            warnings.warn(message, stacklevel=2)
+
+    def _doubts(self) -> list[str]:
+        """What somebody would want to know who takes the model as it is now."""
+        found = []
+        if not self.settled():
+            found.append(
                 explain(
                     "The sparsity has not reached what its schedule ends with",
                     evidence=f"{self.sparsity:.1%} zeros after {self.steps} calls of step(); {self.schedule}",
                     next_step="call step() after every optimizer step, and end the schedule before the training does",
-                ),
-                stacklevel=2,
+                )
             )
+        return [*found, *nothing_left(self.masks)]
 
     def _prepare(self) -> None:
         """See to it that the next update finds what it needs."""
@@ -294,6 +300,7 @@ def sparsify(
         _check_held(before, before if returning else (), mode, update)
         return Sparsifier(model, before, mode=mode, seed=seed)
     spec = Spec(sparsity, pattern, importance, scope, distribution, options or {})  # type: ignore[arg-type]
+    check_read(spec.measure, data)
     evidence = Evidence(model, data, loss, batches, check_seed(seed))
     if data is None and needs_data(spec.measure):
         raise missing_data(spec.measure)

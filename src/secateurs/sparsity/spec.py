@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +45,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pattern", parse_pattern(self.pattern))
+        object.__setattr__(self, "sparsity", plain_targets(self.sparsity))
         check_importance(self.measure, self.options)
         DISTRIBUTIONS[self.distribution]
         if self.scope not in SCOPES:
@@ -234,7 +236,14 @@ def _under(name: str, glob: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def plain_targets(given: Any) -> Any:
+    """The same with numbers of other kinds, as of numpy, as floats: what is stored is read by others."""
+    if isinstance(given, Mapping):
+        return {key: plain_targets(item) for key, item in given.items()}
+    return float(given) if _is_number(given) and not isinstance(given, int) else given
 
 
 def _short(value: object) -> str:

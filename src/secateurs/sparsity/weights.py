@@ -18,7 +18,9 @@ from secateurs.base.globs import fits
 from secateurs.base.listed import listed
 from secateurs.sparsity.layout import Layout
 
-WITHOUT = (nn.Embedding, nn.EmbeddingBag, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+WITHOUT = (*TABLES, *NORMS, ParametrizationList)
 """Modules whose own parameters are no weights of a layer: tables, scales, and parts that a weight is computed from."""
 
 
@@ -69,7 +71,7 @@ def layer_weights(
         owners.setdefault(id(parameter), []).append((path, module))
         names.setdefault(id(parameter), []).append(name)
         layout = None if _is_scale(module, name.rpartition(".")[2]) else _layout(module, parameter)
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if isinstance(module, TABLES):
             barred.add(id(parameter))
         elif layout is not None:
             found.setdefault(id(parameter), LayerWeight(name, parameter.detach(), layout))
@@ -175,6 +177,34 @@ def bias_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def left_whole(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What the parameters are that are none of `names`: `"weight"` of a layer, which was left out, `"embedding"`,
+    `"norm"`, `"bias"` or `"other"`.
+
+    A tied parameter goes by its first name, is one of `names` if any of its names is, and an embedding if it is that
+    anywhere.
+    """
+    chosen = set(names)
+    owned = [(id(parameter), module, name, parameter) for _, module, name, parameter in _owned(model)]
+    sparse = {key for key, _, name, _ in owned if name in chosen}
+    kinds: dict[int, tuple[str, str]] = {}
+    for key, module, name, parameter in owned:
+        kind = _kind(module, name.rpartition(".")[2], parameter)
+        if key not in kinds or kind == "embedding":
+            kinds[key] = (kinds.get(key, (name,))[0], kind)
+    return {name: kind for key, (name, kind) in kinds.items() if key not in sparse}
+
+
+def _kind(module: nn.Module, own: str, parameter: nn.Parameter) -> str:
+    if isinstance(module, TABLES):
+        return "embedding"
+    if isinstance(module, NORMS):
+        return "norm"
+    if _layout(module, parameter) is not None and not _is_scale(module, own):
+        return "weight"
+    return "bias" if "bias" in own else "other"
+
+
 def check_finite(weight: LayerWeight) -> None:
     """Raises `InputError` when the weight holds a NaN or an infinity, or nothing at all."""
     if weight.tensor.is_meta:
@@ -185,4 +215,4 @@ def check_finite(weight: LayerWeight) -> None:
         )
 
 
-__all__ = ["LayerWeight", "bias_names", "check_finite", "layer_weights"]
+__all__ = ["LayerWeight", "bias_names", "check_finite", "layer_weights", "left_whole"]

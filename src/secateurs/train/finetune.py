@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from secateurs.base.batches import Batches, derive, device_of
 from secateurs.base.errors import InputError, TrainError, explain
 from secateurs.base.seeds import seeded
+from secateurs.sparsity.masks import nothing_left
 from secateurs.sparsity.sparsify import Sparsifier, sparsify
 from secateurs.sparsity.spec import Masks
 from secateurs.train.config import FineTune
@@ -155,6 +157,8 @@ def _train(
         batches.close()
         if distillation is not None:
             distillation.close()
+    for message in nothing_left(run.masks) if config.sparsity is not None and run.masks is not None else []:
+        warnings.warn(message, stacklevel=2)
     return _result(run, model, home)
 
 

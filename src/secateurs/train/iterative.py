@@ -20,6 +20,7 @@ from secateurs.cost.effective import captured_row, effective_of
 from secateurs.sparsity.importance import Importance
 from secateurs.sparsity.masks import density
 from secateurs.sparsity.masks import masks as masks_for
+from secateurs.sparsity.measured import reads_data
 from secateurs.sparsity.pattern import Pattern, parse_pattern
 from secateurs.sparsity.schedules import Iterative
 from secateurs.sparsity.settings import Sparsity
@@ -169,6 +170,7 @@ def iterative_prune(
         only=only, options=options, batches=batches,
     )  # fmt: skip
     inputs = first_inputs(data, device_of(model), "to see the layers")
+    read = data if reads_data(importance or parse_pattern(pattern).importance) else None
     owners = weights_of_dropouts(model, inputs, dropout)
     stages = Stages(model, data, evaluate, folder, teacher)
     stages.identify(
@@ -185,7 +187,7 @@ def iterative_prune(
         target = targets[number - 1]
         found = masks_for(
             current, target, pattern=given.pattern, importance=importance, scope=scope, distribution=distribution,
-            exclude=exclude, only=only, within=masks or _zeros(current, given), data=data, loss=between.loss,
+            exclude=exclude, only=only, within=masks or _zeros(current, given), data=read, loss=between.loss,
             batches=batches, options=options, seed=derive(between.seed, "sparsity"),
         )  # fmt: skip
         masks = {**(masks or {}), **found}  # of layers that this round has no target for, too
