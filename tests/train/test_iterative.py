@@ -238,6 +238,67 @@ def test_dropout_shrinks_with_the_layer() -> None:
         sec.iterative_prune(model, data, sparsity=0.5, dropout={"frnt": "fc"}, **common)
 
 
+def test_dropout_shrinks_with_the_connections_that_there_were() -> None:
+    """Pruned in two calls a layer has the rate that it has in one; between two linear layers, by the one behind it."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(4, 10), nn.Dropout(0.5), nn.Linear(10, 10), nn.Linear(10, 3)), DATA
+    common: dict[str, Any] = {"evaluate": lambda _: 0.0, "retrain": sec.FineTune(epochs=0, progress=False)}
+    once = sec.iterative_prune(model, data, sparsity={"2": 0.9}, rounds=2, **common)
+    half = sec.iterative_prune(model, data, sparsity={"2": 0.5}, rounds=1, **common)
+    twice = sec.iterative_prune(half.model, data, sparsity={"2": 0.9}, rounds=2, **common)
+    assert half.model[1].p == pytest.approx(0.5 * math.sqrt(50 / 100))
+    assert twice.model[1].p == pytest.approx(once.model[1].p) == pytest.approx(0.5 * math.sqrt(10 / 100))
+    train = sec.FineTune(epochs=1, lr=0.1, progress=False)  # zeros of the layer come back before it has a target
+    later = sec.iterative_prune(
+        half.model, data, sparsity=[{"0": 0.1}, {"2": 0.1}], evaluate=lambda _: 0.0, retrain=train
+    )
+    assert int(later.masks["2.weight"].sum()) == 90
+    assert later.model[1].p == half.model[1].p, "it never rises"
+
+
+def test_zeros_that_a_round_finds_stay_also_in_layers_that_have_their_first_target_then() -> None:
+    model, data = plain(), DATA
+    with torch.no_grad():
+        model[0].weight[:, 1] = 0.0
+        model[2].weight[:, :3] = 0.0
+    found = sec.iterative_prune(
+        model, data, sparsity=[{"0": 0.1}, {"2": 0.1}], evaluate=lambda _: 0.0, retrain=RETRAIN,
+        train_only=[["0"]],
+    )  # fmt: skip
+    assert torch.equal(found.masks["0.weight"], model[0].weight != 0)
+    assert torch.equal(found.masks["2.weight"], model[2].weight != 0)
+    assert torch.equal(found.model[2].weight != 0, model[2].weight != 0)
+
+
+def test_five_rounds_unless_told_otherwise() -> None:
+    still = sec.FineTune(epochs=0, progress=False)
+    rounds = sec.iterative_prune(plain(width=100), DATA, sparsity=0.9, evaluate=lambda _: 0.0, retrain=still).rounds
+    shares = [1 - 0.1 ** (number / 5) for number in range(1, 6)]
+    assert [row.kept for row in rounds] == [
+        700 - math.floor(share * 400 + 0.5) - math.floor(share * 300 + 0.5) for share in shares
+    ]
+
+
+def test_whole_kernels_go_in_rounds() -> None:
+    """Of 30 kernels, by their sums of magnitudes at the weights of then; the linear layer loses single weights."""
+    models: list[nn.Module] = []
+
+    def watch(model: nn.Module) -> float:
+        models.append(copy.deepcopy(model))
+        return 0.0
+
+    sec.iterative_prune(
+        convolutional(), loader(images(40)), sparsity={"4": 0.75, "8": 0.75}, rounds=2, pattern="kernel",
+        evaluate=watch, retrain=RETRAIN,
+    )  # fmt: skip
+    for before, pruned, gone, single in ((*models[:2], 15, 120), (*models[2:4], 23, 180)):
+        sums = before.get_parameter("4.weight").detach().double().abs().sum((2, 3))
+        kept = pruned.get_parameter("4.weight").detach() != 0
+        assert torch.equal(kept.all(3).all(2), kept.any(3).any(2)), "kernels go whole"
+        assert torch.equal(kept[:, :, 0, 0], sums > sums.flatten().sort().values[gone - 1])
+        assert int((pruned.get_parameter("8.weight") == 0).sum()) == single
+
+
 def test_parts_are_trained_in_turn() -> None:
     model, data = convolutional().train(), loader(images(40))
     models: list[nn.Module] = []

@@ -54,13 +54,16 @@ def weights_of_dropouts(model: nn.Module, inputs: Any, given: bool | Mapping[str
 
 
 def scale_dropout(model: nn.Module, original: nn.Module, owners: Mapping[str, str], masks: Masks) -> None:
-    """Set the rates of `model`, from those of `original` and what the masks leave of each layer."""
+    """Set the rates of `model`, from those of `original` and what the masks leave of the connections it has.
+
+    Zeros of the original are no connections: its rate is that of the network which it is. No rate rises.
+    """
     for name, weight in owners.items():
         if weight in masks:
-            mask = masks[weight]
+            left, had = int(masks[weight].sum()), int(original.get_parameter(weight).count_nonzero())
             before: Any = original.get_submodule(name)
             now: Any = model.get_submodule(name)
-            now.p = before.p * math.sqrt(int(mask.sum()) / mask.numel())
+            now.p = before.p * math.sqrt(min(1.0, left / had)) if had else 0.0
 
 
 def _order(model: nn.Module, inputs: Any, names: set[str]) -> list[str]:

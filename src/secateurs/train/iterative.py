@@ -138,9 +138,9 @@ def iterative_prune(
     left. `rounds=1` is one-shot pruning. A `Threshold` instead (`Threshold("std", q)`: q standard deviations) applies
     in every round to the weights that are left. A list says what every round is to reach (`rounds` is its length),
     such as thresholds that rise. `sparsity` may give either by layer; with `pattern`, `importance`,
-    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero. An
-    importance that looks at data, with `options`, sees the first `batches` batches of `data` (None: all) and the loss
-    of `retrain`.
+    `scope`, `distribution`, `exclude` and `only` it is that of `masks`. What is zero before a round stays zero from
+    then on, in layers that it has a target for. An importance that looks at data, with `options`, sees the first
+    `batches` batches of `data` (None: all) and the loss of `retrain`.
 
     Weights that stay go on from their values, trained as `retrain` says (`RETRAIN` if it is None: `FineTune` with an L2
     of `weight_decay=5e-4`; `epochs=0` for no retraining), after the last round as `final` says, if it is given. L1 is
@@ -152,8 +152,9 @@ def iterative_prune(
     frozen, then the reverse. Globs on parameter or module names.
 
     `dropout`: each `nn.Dropout` in front of (else behind) a pruned linear layer drops with `D * sqrt(kept share)`, for
-    a smaller layer needs less of it; the result keeps these rates. `{dropout module: linear layer}` says which belong
-    together, `False` leaves them alone.
+    a smaller layer needs less of it: D and the weights of which a share is kept, those that are not zero, are those of
+    `model`. The result keeps these rates. `{dropout module: linear layer}` says which belong together, `False` leaves
+    them alone.
 
     `evaluate` is model -> float, higher is better. With a `folder`, a run that is killed goes on where it was when the
     same call is made again, on a CPU to the same bits. `on_round` is called after each round.
@@ -184,10 +185,10 @@ def iterative_prune(
     history: list[PruneRound] = []
     for number in range(1, rounds + 1):
         started, place = time.perf_counter(), f"round-{number:02}"
-        target = targets[number - 1]
+        within = {**_zeros(current, given), **(masks or {})}
         found = masks_for(
-            current, target, pattern=given.pattern, importance=importance, scope=scope, distribution=distribution,
-            exclude=exclude, only=only, within=masks or _zeros(current, given), data=read, loss=between.loss,
+            current, targets[number - 1], pattern=given.pattern, importance=importance, scope=scope,
+            distribution=distribution, exclude=exclude, only=only, within=within, data=read, loss=between.loss,
             batches=batches, options=options, seed=derive(between.seed, "sparsity"),
         )  # fmt: skip
         masks = {**(masks or {}), **found}  # of layers that this round has no target for, too
