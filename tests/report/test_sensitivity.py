@@ -108,6 +108,13 @@ def test_the_model_is_untouched_and_each_layer_is_pruned_alone_even_if_evaluatio
     assert [module.training for module in model.modules()] == modes
 
 
+def test_weights_have_the_grid_of_the_paper() -> None:
+    """0 to 0.95 in steps of 0.05: of twenty weights one more each time."""
+    found = sec.sensitivity(nn.Linear(20, 1), lambda model: float(model.weight.count_nonzero()))
+    assert found.fractions == pytest.approx([percent / 100 for percent in range(0, 96, 5)])
+    assert found.metric == {"weight": tuple(20.0 - number for number in range(20))}
+
+
 def test_a_fraction_that_removes_no_more_is_not_looked_at_again() -> None:
     calls: list[int] = []
 

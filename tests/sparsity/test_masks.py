@@ -72,6 +72,13 @@ def test_a_second_threshold_looks_at_what_is_kept() -> None:
     assert again.int().tolist() == [[0, 0, 0, 0, 1, 1]]
 
 
+def test_what_equals_the_threshold_stays() -> None:
+    assert kept(of([[1.0, -2.0, 3.0, -4.0]]), Threshold("value", 3.0)) == [[0, 0, 1, 1]]
+    assert kept(of([[1.0, -1.0, 1.0, -1.0]]), Threshold("std", 1.0)) == [[1, 1, 1, 1]]
+    assert kept(of([[2.0, -2.0, 2.0]]), Threshold("mean_std", 3.0)) == [[1, 1, 1]]
+    assert kept(of([[3.0, 3.0, 1.0, 1.0]]), Threshold("value", 3.0), pattern="simd(2)") == [[1, 1, 0, 0]]
+
+
 def test_a_threshold_meets_the_rms_of_simd_groups() -> None:
     layer = of([[0.3, 0.4, 0.3, 0.3]])
     assert kept(layer, Threshold("value", 0.35), pattern="simd(2)") == [[1, 1, 0, 0]]
@@ -189,6 +196,14 @@ def test_global_scope_is_one_ranking() -> None:
     least = min(float(size[name][mask].min()) for name, mask in found.items())
     most = max(float(size[name][~mask].max()) for name, mask in found.items() if not bool(mask.all()))
     assert most <= least
+
+
+def test_of_equal_weights_in_one_ranking_those_of_earlier_layers_go() -> None:
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    found = masks(model, 0.45, scope="global")  # 4.5 of 10: a half counts up
+    assert [mask.int().tolist() for mask in found.values()] == [[[0, 0, 0], [0, 0, 1]], [[1, 1], [1, 1]]]
 
 
 def test_erdos_renyi_kernel() -> None:
