@@ -131,6 +131,22 @@ def test_hard_masks_nest_and_dense_ones_need_not() -> None:
         assert (back > 0) == (mode == "dense-update")
 
 
+def test_hard_masks_follow_the_magnitudes_of_now() -> None:
+    """Of what is still there the smallest go, as training has left them; by what they began with, others would."""
+    model = network()
+    held = sec.sparsify(model, 0.8, schedule=sec.Gradual(begin=0, end=12, every=3))
+    optimizer, updates = torch.optim.SGD(model.parameters(), lr=0.5), 0
+    for step in range(1, 13):
+        train(model, optimizer, step)
+        before, size = held.masks, {name: model.get_parameter(name).detach().abs() for name in held.masks}
+        if held.step():
+            updates += 1
+            for name, mask in held.masks.items():
+                assert float(size[name][before[name] & ~mask].max()) <= float(size[name][mask].min())
+    assert updates == 4
+    assert not any(torch.equal(mask, held.masks[name]) for name, mask in sec.masks(network(), 0.8).items())
+
+
 def test_a_weight_that_grows_past_the_threshold_comes_back_with_straight_through_only() -> None:
     """Magnitudes .1 .2 .3 .4 have the mean .25: the first two go. Gradients push the first one to .9."""
     for mode, expected in (("dense-update", [1, 0, 0, 0]), ("hard", [0, 0, 0, 1])):
