@@ -65,6 +65,21 @@ def test_hard_training_equals_a_loop_that_masks_by_hand(name: str) -> None:
         assert torch.equal(tensor, oracle.state_dict()[key]), key
 
 
+def straight_through(oracle: nn.Module, masks: dict[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
+    """One step of W, which stays dense, by the gradient at W * mask."""
+    parameters = dict(oracle.named_parameters())
+    optimizer.zero_grad()
+    used = {
+        key: (item.detach() * masks[key] if key in masks else item.detach()).requires_grad_()
+        for key, item in parameters.items()
+    }
+    x, y = batch(step)
+    nn.functional.cross_entropy(torch.func.functional_call(oracle, used, (x,)), y).backward()
+    for key, item in parameters.items():
+        item.grad = used[key].grad
+    optimizer.step()
+
+
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "adamw"])
 def test_dense_update_equals_a_straight_through_loop(name: str) -> None:
     """The oracle keeps W apart, computes with W * mask through `functional_call`, and gives the gradient to W."""
@@ -73,25 +88,42 @@ def test_dense_update_equals_a_straight_through_loop(name: str) -> None:
     held = sec.sparsify(model, masks, mode="dense-update")
     optimizer, by_hand = OPTIMIZERS[name](model.parameters()), OPTIMIZERS[name](oracle.parameters())
     train(model, optimizer, 5)
-    parameters = dict(oracle.named_parameters())
     for step in range(5):
-        by_hand.zero_grad()
-        used = {
-            key: (item.detach() * masks[key] if key in masks else item.detach()).requires_grad_()
-            for key, item in parameters.items()
-        }
-        x, y = batch(step)
-        nn.functional.cross_entropy(torch.func.functional_call(oracle, used, (x,)), y).backward()
-        for key, item in parameters.items():
-            item.grad = used[key].grad
-        by_hand.step()
-    for key, item in parameters.items():
+        straight_through(oracle, masks, by_hand, step)
+    for key, item in oracle.named_parameters():
         if key in masks:
             assert torch.equal(held.dense[key], item.detach()), key
             assert bool((held.dense[key] != 0).all())
     check_values(model, masks)
     held.detach()
     check_values(model, masks)
+
+
+@pytest.mark.parametrize("sigma", [-0.5, 0.4])
+def test_pruning_by_the_statistics_of_dense_weights_equals_a_loop(sigma: float) -> None:
+    """Hybrid pruning, convolutions only: t = mean |W| + sigma * deviation of all of W anew before each step, until the
+    masks are fixed after the sixth; what is left at the end is W * mask."""
+    model, oracle = network(), network()
+    held = sec.sparsify(
+        model, sec.Threshold("mean_std", sigma), mode="dense-update", schedule=sec.Constant(end=6), only=[nn.Conv2d]
+    )
+    optimizer, by_hand = (torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9) for net in (model, oracle))
+    masks: dict[str, Tensor] = {}
+    back = 0
+    for step in range(9):
+        if step <= 6:
+            size = {key: oracle.get_parameter(key).detach().double().abs() for key in ("conv.weight", "deep.weight")}
+            new = {key: item >= item.mean() + sigma * item.std(correction=0) for key, item in size.items()}
+            back += sum(int((new[key] & ~mask).sum()) for key, mask in masks.items())
+            masks = new
+        assert {key: mask.tolist() for key, mask in held.masks.items()} == {k: m.tolist() for k, m in masks.items()}
+        straight_through(oracle, masks, by_hand, step)
+        train(model, optimizer, 1, start=step)
+        held.step()
+    assert back > 3
+    held.detach()
+    for key, item in oracle.named_parameters():
+        assert torch.equal(model.get_parameter(key), item * masks[key] if key in masks else item), key
 
 
 def test_names_objects_and_copies_stay_plain() -> None:

@@ -85,6 +85,21 @@ def test_the_format_gives_the_weight_back_bit_for_bit(seed: int, width: int, row
     assert stored.pointers[-1] == len(stored.starts)
 
 
+def test_the_arrays_by_hand_and_a_tail_is_padded_with_zeros():
+    """Three columns in groups of two: rows of one, of no and of both groups."""
+    stored = SimdMatrix.of(torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.0, 0.0], [1.0, 2.0, 5.0]]), 2)
+    assert stored.values.tolist() == [[3, 0], [1, 2], [5, 0]]
+    assert (stored.starts.tolist(), stored.pointers.tolist()) == ([2, 0, 2], [0, 1, 1, 3])
+
+
+def test_what_the_mask_takes_out_of_a_group_that_stays_is_zero():
+    weight, mask = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[True, False, False, False]])
+    stored = SimdMatrix.of(weight, 2, mask=mask)
+    assert stored.dense().tolist() == [[1, 0, 0, 0]]
+    assert stored.matvec(torch.ones(4)).tolist() == [1]
+    assert weight.tolist() == [[1, 2, 3, 4]]
+
+
 @given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 6), st.integers(1, 20))
 def test_the_product_with_a_vector_is_the_dense_one(seed: int, width: int, rows: int, columns: int):
     weight = random_weight(seed, rows, columns).double()

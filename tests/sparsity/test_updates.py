@@ -45,6 +45,30 @@ def test_surgery_by_hand() -> None:
     assert write(held, [9.0, 0.25, 0.25, 0.25]) == [1, 1, 0, 1]  # t stays that of the beginning
 
 
+def test_the_ends_of_the_band_of_surgery() -> None:
+    """Of 1 and 3, t = 2, a = 1 and b = 3: what is at a goes, what is at b stays out."""
+    rule = Surgery(c=0.0, below=0.5, above=1.5, gamma=0.0)
+    held = sec.sparsify(layer([1.0, -3.0]), mode="dense-update", update=rule, schedule=sec.Constant())
+    assert held.masks["weight"].int().tolist() == [[0, 1]]
+    assert write(held, [-3.0, 1.25]) == [0, 1]
+    assert write(held, [3.0, -1.0]) == [0, 0]
+    assert write(held, [-3.25, 3.0]) == [1, 0]
+
+
+def test_the_threshold_of_surgery_is_never_below_zero() -> None:
+    """Of .5 and 1: mean .75, deviation .25, so that c = -9 gives 0: a weight of zero goes, and comes back with any."""
+    held = sec.sparsify(
+        layer([0.0, -0.5, 1.0]), mode="dense-update", update=Surgery(c=-9.0, gamma=0.0), schedule=sec.Constant()
+    )
+    assert held.rule.memory()["weight"].item() == 0.0
+    assert held.masks["weight"].int().tolist() == [[0, 1, 1]]
+    assert write(held, [0.125, 0.0, 1.0]) == [1, 0, 1]
+
+
+def test_what_surgery_takes_where_nothing_is_said() -> None:
+    assert Surgery() == Surgery(c=1.0, below=0.9, above=1.1, gamma=1e-4, power=1.0, biases=False, fixed=True)
+
+
 def test_the_threshold_of_surgery_pools_weights_and_bias() -> None:
     """Of .1 .2 .3 .4 and the bias 1.0: mean .4, deviation .3162; a bias of 0 does not count."""
     model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))

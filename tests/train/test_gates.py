@@ -79,6 +79,17 @@ def test_a_closed_gate_opens_at_the_upper_end_and_beta_never_exceeds_one():
     ]
 
 
+@pytest.mark.parametrize(
+    ("gates", "upper"), [(Gates(strength=0.0), 0.8 + 0.01), (Gates(strength=0.0, threshold=0.75, margin=0.125), 0.875)]
+)
+def test_the_upper_end_of_the_band_opens_and_nothing_below_it(gates: Gates, upper: float):
+    beta = torch.tensor([upper], dtype=torch.float64)
+    beta = torch.cat([torch.nextafter(beta, torch.zeros_like(beta)), beta])
+    after, alpha = gates.moved(beta, torch.zeros(2, dtype=torch.bool), torch.zeros(2), 1.0)
+    assert torch.equal(after, beta)
+    assert alpha.tolist() == [False, True]
+
+
 def test_the_penalty_pulls_towards_zero_from_below_too():
     beta, _ = Gates(strength=0.1).moved(
         torch.tensor([-0.5, 0.0], dtype=torch.float64), torch.tensor([False, False]), torch.zeros(2), 1.0

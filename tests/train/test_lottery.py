@@ -18,6 +18,7 @@ from train.networks import convolutional, images, loader, plain, points, same, s
 import secateurs as sec
 from secateurs.sparsity.masks import density
 from secateurs.sparsity.remaining import prune_remaining, shuffled
+from secateurs.train.lottery import Draw, Lottery
 
 pytestmark = pytest.mark.medium
 
@@ -135,6 +136,11 @@ def test_late_rewinding_takes_the_weights_of_that_step() -> None:
     assert noted is not None
     assert same(dict(late.starts[0]), noted)
     assert not torch.equal(noted["1.running_mean"], model.get_buffer("1.running_mean"))
+    assert set(late.masks[0][2]) == {"0.weight", "4.weight", "8.weight"}
+    ticket = state(late.ticket(2))
+    assert ticket.keys() == noted.keys()
+    for name, item in ticket.items():  # biases and norms whole, with their statistics
+        assert torch.equal(item, noted[name] * late.masks[0][2].get(name, 1)), name
     epoch = sec.finetune(model, data, sec.FineTune(epochs=1, lr=0.05, schedule="constant", progress=False), snapshot=5)
     assert epoch.snapshot is not None
     assert same(dict(sorted(epoch.snapshot.items())), dict(sorted(state(epoch.model).items())))
@@ -173,6 +179,26 @@ def test_an_output_layer_that_is_excluded_leaves_no_other_in_its_place() -> None
     model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3))
     result = drawn(model, rounds=1, controls=(), exclude=["4"])
     assert {name: int(mask.sum()) for name, mask in result.masks[0][1].items()} == {"0.weight": 64, "2.weight": 160}
+
+
+def test_another_output_layer_loses_half_as_much() -> None:
+    result = drawn(plain(width=20), rounds=1, controls=(), output="0")
+    assert {name: int(mask.sum()) for name, mask in result.masks[0][1].items()} == {"0.weight": 72, "2.weight": 48}
+
+
+def test_the_table_says_mean_and_range_over_the_seeds() -> None:
+    draws = [
+        Draw(seed, number, kind, 0.512 if number else 1.0, stop, 0.1, metric, 0.5 + metric / 4)
+        for seed, (stop, metric) in enumerate([(10, 0.25), (30, 0.75), (50, 1.0)])
+        for number, kind in ((0, "ticket"), (1, "ticket"))
+    ]
+    text = str(Lottery((*draws, Draw(0, 1, "reinit", 0.512, 8, 0.2, 0.5, 0.5)), {}, {}, plain()))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert rows[1:] == [
+        "0 100.0% dense 30 (10-50) 0.6667 (0.2500-1.0000) 0.6667",
+        "1 51.2% ticket 30 (10-50) 0.6667 (0.2500-1.0000) 0.6667",
+        "1 51.2% reinit 8 (8-8) 0.5000 (0.5000-0.5000) 0.5000",
+    ]
 
 
 def test_tickets_and_draws_that_are_not_there() -> None:

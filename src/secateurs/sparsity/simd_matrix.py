@@ -44,7 +44,8 @@ class SimdMatrix:
         if kept.shape != weight.shape:
             evidence = f"weight {tuple(weight.shape)}, mask {tuple(kept.shape)}"
             raise InputError(explain("The mask does not fit the weight", evidence=evidence))
-        blocks, lives = _blocks(weight.detach(), width, layout), _blocks(kept, width, layout).any(2)
+        blocks = _blocks(weight.detach().masked_fill(~kept, 0.0), width, layout)
+        lives = _blocks(kept, width, layout).any(2)
         rows, places = lives.nonzero(as_tuple=True)
         per_row = torch.bincount(rows, minlength=blocks.shape[0])
         pointers = torch.cat([per_row.new_zeros(1), per_row.cumsum(0)])
