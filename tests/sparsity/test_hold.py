@@ -6,6 +6,7 @@ import copy
 import gc
 import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -307,6 +308,42 @@ def test_closures(mode: str) -> None:
 
     second.step(closure=again)
     check_values(model, masks)
+
+
+class AddsOne(torch.optim.Optimizer):
+    """Nobody knows what it does to zeros: adds one to every weight, or breaks off halfway."""
+
+    broken = False
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(1.0)
+                    if self.broken:
+                        raise KeyError
+
+
+def test_what_is_no_longer_held_is_left_alone_after_a_step_that_broke_off() -> None:
+    model = network()
+    held = sec.sparsify(model, 0.5)
+    optimizer = AddsOne(model.parameters())
+    optimizer.step()
+    check_values(model, held.masks)
+    optimizer.broken = True
+    with pytest.raises(KeyError):
+        optimizer.step()
+    held.detach()
+    check_values(model, held.masks)
+    optimizer.broken = False
+    optimizer.step()
+    for name, mask in held.masks.items():
+        assert torch.equal(model.get_parameter(name)[~mask], torch.ones(int((~mask).sum())))
+    again = copy.deepcopy(optimizer)
+    assert not [name for name in vars(again) if "secateurs" in name]
 
 
 @pytest.mark.medium

@@ -69,6 +69,7 @@ def test_what_surgery_takes_where_nothing_is_said() -> None:
     assert Surgery() == Surgery(c=1.0, below=0.9, above=1.1, gamma=1e-4, power=1.0, biases=False, fixed=True)
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is left")
 def test_the_threshold_of_surgery_pools_weights_and_bias() -> None:
     """Of .1 .2 .3 .4 and the bias 1.0: mean .4, deviation .3162; a bias of 0 does not count."""
     model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))

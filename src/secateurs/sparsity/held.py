@@ -40,8 +40,7 @@ class Held:
         self._dense = parameter.detach().clone() if dense else None
         self._shown = False
         self._loaded: Tensor | None = None
-        self._clean: dict[str, weakref.ref[Tensor]] = {}
-        self._versions: dict[str, int] = {}
+        self._clean: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
         self._tiny: Tensor | None = None
         self._lift_in = 0
@@ -80,16 +79,33 @@ class Held:
             self._absorb()
             self._exchange()
 
-    def hide(self, *, intact: bool = False) -> None:
-        """After an optimizer step: masked entries are zero. `intact` says that they are already, unless dense."""
+    def hide(self) -> None:
+        """After an optimizer step: masked entries are zero."""
         self._loaded = None
         if self._dense is not None:
             if self._shown:
                 self._exchange()
             torch.bitwise_and(_bits(self._dense), self._keep, out=_bits(self.parameter))
-        elif not intact:
+        else:
             _bits(self.parameter).bitwise_and_(self._keep)
         self._version = self.parameter._version
+
+    def untouched(self, state: Mapping[str, Any]) -> bool:
+        """Is all as it was left, so that nothing is to be done before an optimizer step?"""
+        if self._dense is not None or self.parameter._version != self._version:
+            return False
+        gradient, seen = self.parameter.grad, self._seen
+        if gradient is not None and (seen is None or seen[0]() is not gradient or seen[1] != gradient._version):
+            return False
+        return all(self._is_clean(key, item) for key, item in state.items())
+
+    def stepped(self, state: Mapping[str, Any]) -> None:
+        """After a step that leaves zeros in place: the parameter and what the optimizer remembers are as clean."""
+        self._loaded, self._version = None, self.parameter._version
+        for key, (known, _) in self._clean.items():
+            tensor = known()
+            there = tensor is not None and state.get(key) is tensor
+            self._clean[key] = known, tensor._version if there and tensor is not None else -1
 
     def put(self, mask: Tensor) -> None:
         """Another mask. What it lets in again is what the dense weight is, or what was loaded last, or zero."""
@@ -130,6 +146,11 @@ class Held:
 
     def clear(self, tensor: Tensor) -> None:
         """Masked entries of a tensor of the parameter's shape are exactly +0.0; of a sparse one those that it has."""
+        keep = self._keep
+        plain = tensor.dtype is self._dtype and tensor.layout is torch.strided and tensor.device == keep.device
+        if plain and tensor.stride() == keep.stride():
+            tensor.view(keep.dtype).bitwise_and_(keep)  # nearly always, in every step: no more than it takes
+            return
         self._follow()
         if tensor.is_sparse:
             kept = (self._keep != 0).to(tensor.device)
@@ -159,23 +180,28 @@ class Held:
         where something else than a step has written to it.
         """
         for key, item in state.items():
-            if isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point():
-                known = self._clean.get(key)
-                if known is not None and known() is item and self._versions[key] == item._version:
-                    continue
+            if not self._is_clean(key, item):
                 self.clear(item)
-                self._clean[key], self._versions[key] = weakref.ref(item), item._version
+                self._clean[key] = weakref.ref(item), item._version
                 self._lift_in = 0
 
-    def stepped(self, state: Mapping[str, Any], *, intact: bool) -> None:
-        """After a step: what the optimizer remembers is as clean as before, if the step leaves zeros `intact`."""
-        if not intact:
-            self._clean.clear()
-            self.clear_memory(state)
-            return
-        for key, known in self._clean.items():
-            item = state.get(key)
-            self._versions[key] = item._version if isinstance(item, Tensor) and known() is item else -1
+    def clear_all_memory(self, state: Mapping[str, Any]) -> None:
+        """The same after a step that may have written anything anywhere."""
+        self._clean.clear()
+        self.clear_memory(state)
+
+    def _is_clean(self, key: str, item: Any) -> bool:
+        """Has nobody written to this since it was cleaned, or is it nothing to clean?"""
+        known, version = self._clean.get(key, (None, 0))
+        tensor = None if known is None else known()
+        if tensor is not None and tensor is item and tensor._version == version:
+            return True
+        return not (isinstance(item, Tensor) and item.shape == self._keep.shape and item.is_floating_point())
+
+    def lift_due(self) -> bool:
+        """Is it time to lift again? To be asked once a step."""
+        due, self._lift_in = self._lift_in == 0, (self._lift_in or LIFT_EVERY) - 1
+        return due
 
     def lift(self, state: Mapping[str, Any]) -> None:
         """Second moments are tiny instead of zero where masked, until `lower`.
@@ -183,9 +209,6 @@ class Held:
         On CPUs PyTorch takes six times as long for the root of a zero as for that of other numbers. A step is the same:
         what is divided by the root is zero there.
         """
-        due, self._lift_in = self._lift_in == 0, (self._lift_in or LIFT_EVERY) - 1
-        if not due:
-            return
         for item in self._rooted(state):
             if self._tiny is None or self._tiny.stride() != item.stride():
                 kept, tiny = _ones_where(self._keep != 0, item), _bits(torch.tensor(TINY, dtype=item.dtype))
@@ -196,7 +219,7 @@ class Held:
     def lower(self, state: Mapping[str, Any]) -> None:
         """What was lifted is zero again; tensors that came into its place since then were not."""
         self._lift_in = 0
-        known = [tensor() for tensor in self._clean.values()]
+        known = [tensor() for tensor, _ in self._clean.values()]
         for item in self._rooted(state):
             if any(item is tensor for tensor in known):
                 self.clear(item)

@@ -6,8 +6,10 @@ two hooks on every `torch.optim` step see to values and optimizer memory.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -210,12 +212,16 @@ class Hold:
         return [item for item in found if item is not None]
 
     def _on_gradient(self, parameter: Tensor) -> None:
+        if torch.is_grad_enabled():  # the backward pass is recorded, too
+            with torch.no_grad():
+                self._on_gradient(parameter)
+            return
+        _listen()
         item = self._by_parameter[id(parameter)]
-        with torch.no_grad():
-            if self.watching and parameter.grad is not None:
-                item.gradient = parameter.grad.detach().clone()
-            if item.hard:
-                item.clear_gradient()
+        if self.watching and parameter.grad is not None:
+            item.gradient = parameter.grad.detach().clone()
+        if item.hard:
+            item.clear_gradient()
 
     def before_step(self, optimizer: Optimizer, mine: list[Held]) -> None:
         """Memory is zero where the mask is; or the optimizer finds the dense weights."""
@@ -226,12 +232,15 @@ class Hold:
                 hook = _Weakly(weakref.ref(self), "_lower")
                 self._handles[f"optimizer {id(optimizer)}"] = [optimizer.register_state_dict_pre_hook(hook)]
         for item in mine:
-            item.show()
-            if item.hard:
-                memory = optimizer.state.get(item.parameter, {})
-                item.clear_gradient(known=True)
-                item.clear_memory(memory)
-                if rooted:
+            memory = optimizer.state.get(item.parameter, {})
+            if not item.untouched(memory):
+                with torch.no_grad():
+                    item.show()
+                    if item.hard:
+                        item.clear_gradient(known=True)
+                        item.clear_memory(memory)
+            if rooted and item.hard and item.lift_due():
+                with torch.no_grad():
                     item.lift(memory)
 
     def _lower(self, optimizer: Optimizer) -> None:
@@ -271,15 +280,25 @@ class Hold:
 
 
 def _listen() -> None:
-    """Two hooks on the steps of all optimizers, for all holds; there to stay, as hooks must not go while they run."""
-    if not _LISTENING:
-        _LISTENING.append(register_optimizer_step_pre_hook(_before_step))
-        _LISTENING.append(register_optimizer_step_post_hook(_after_step))
+    """Two hooks on the steps of all optimizers, for all holds; there to stay, as hooks must not go while they run.
+
+    A step that is compiled runs them as they are, for what they look at is no data. That takes what `torch.compile` is
+    made of: seconds to import, but whoever has made an optimizer has it.
+    """
+    compiles = "torch._dynamo" in sys.modules
+    if compiles not in _LISTENING:
+        apart: Callable[[Any], Any] = torch.compiler.disable if compiles else lambda hook: hook
+        before, after = apart(_before_step), apart(_after_step)
+        _LISTENING[compiles] = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+        for handle in _LISTENING.pop(not compiles, []):
+            handle.remove()
 
 
-_LISTENING: list[Any] = []
-_STEPPING: weakref.WeakKeyDictionary[Optimizer, dict[Hold, list[Held]]] = weakref.WeakKeyDictionary()
-"""What is held of the optimizers that are within a step."""
+_LISTENING: dict[bool, list[Any]] = {}
+"""The handles of both hooks, by whether `torch.compile` leaves them alone."""
+
+_STEPPING = "_secateurs_stepping"
+"""Where an optimizer has what is held of its parameters while it is within a step."""
 
 
 def _mine(optimizer: Optimizer) -> dict[Hold, list[Held]]:
@@ -295,27 +314,30 @@ def _mine(optimizer: Optimizer) -> dict[Hold, list[Held]]:
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     found = _mine(optimizer)
+    if getattr(optimizer, _STEPPING, None) is not None:
+        delattr(optimizer, _STEPPING)  # the last step was broken off
     if not found:
-        return None  # nothing is asked of optimizers that hold nothing, not even that they can be a key
-    _STEPPING[optimizer] = found
-    with torch.no_grad():
-        for hold, mine in found.items():
-            hold.before_step(optimizer, mine)
+        return None  # nothing is asked of optimizers that hold nothing, not even that they take attributes
+    vars(optimizer)[_STEPPING] = found
+    for hold, mine in found.items():
+        hold.before_step(optimizer, mine)
     return _with_closure([item for mine in found.values() for item in mine], args, kwargs)
 
 
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _STEPPING:
+    found = getattr(optimizer, _STEPPING, None)
+    if found is None:
         return
-    with torch.no_grad():
-        for mine in _STEPPING.pop(optimizer, {}).values():
-            kinds = {item.parameter.dtype for item in mine}
-            intact = {dtype: _keeps_zeros(optimizer, dtype) for dtype in kinds}
-            for item in mine:
-                zeros_stay = intact[item.parameter.dtype]
-                item.hide(intact=zeros_stay)
-                if item.hard:
-                    item.stepped(optimizer.state.get(item.parameter, {}), intact=zeros_stay)
+    delattr(optimizer, _STEPPING)
+    for item in (item for mine in found.values() for item in mine):
+        memory = optimizer.state.get(item.parameter, {})
+        if item.hard and _keeps_zeros(optimizer, item.parameter.dtype):
+            item.stepped(memory)
+            continue
+        with torch.no_grad():
+            item.hide()
+            if item.hard:
+                item.clear_all_memory(memory)
 
 
 def _keeps_zeros(optimizer: Optimizer, dtype: torch.dtype) -> bool:
@@ -325,8 +347,14 @@ def _keeps_zeros(optimizer: Optimizer, dtype: torch.dtype) -> bool:
     """
     if type(optimizer) not in KEEPS_ZEROS:
         return False
+    return all(group.get("eps", 1.0) >= _smallest(dtype) for group in optimizer.param_groups)
+
+
+@cache
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest positive number of a type."""
     kind = torch.finfo(dtype)
-    return all(group.get("eps", 1.0) >= kind.smallest_normal * kind.eps for group in optimizer.param_groups)
+    return kind.smallest_normal * kind.eps
 
 
 class _Weakly:
