@@ -46,6 +46,7 @@ def test_as_many_epochs_for_each_way() -> None:
     assert settings["retrain"]["weight_decay"] == settings["operate"]["weight_decay"]
 
 
+@pytest.mark.filterwarnings("ignore:Nothing is left")
 def test_the_settings_are_what_is_trained() -> None:
     """A network with layers of the same names, for 20 steps: masks come in at the first and are held after the last."""
     wanted = surgery.surgery()

@@ -116,7 +116,10 @@ def finetune(
         evaluate = accuracy(validation)
     place = Path(folder) if folder is not None else None
     with seeded(derive(config.seed, "run")):
-        return _train(model, data, config, teacher, evaluate, resume, place, optimizer, masks, snapshot)
+        result = _train(model, data, config, teacher, evaluate, resume, place, optimizer, masks, snapshot)
+    for message in nothing_left(result.masks or {}) if config.sparsity is not None else []:
+        warnings.warn(message, stacklevel=2)
+    return result
 
 
 def _train(
@@ -157,8 +160,6 @@ def _train(
         batches.close()
         if distillation is not None:
             distillation.close()
-    for message in nothing_left(run.masks) if config.sparsity is not None and run.masks is not None else []:
-        warnings.warn(message, stacklevel=2)
     return _result(run, model, home)
 
 
