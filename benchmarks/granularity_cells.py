@@ -60,6 +60,13 @@ WHOLE: tuple[Cell, ...] = (
 )  # fmt: skip
 """Nothing is removed, but batch norms or weights see the data of every other cell: what those are compared with."""
 
+FURTHER: tuple[Cell, ...] = tuple(
+    ("resnet20_retrained", pattern, density, seed)
+    for pattern, density in (("weight", 0.1), ("vector", 0.1), ("filter", 0.7))
+    for seed in (0, 1, 2)
+)
+"""Where a pattern loses too little, or too much, at all other densities to be compared at equal accuracy."""
+
 
 def cells() -> list[Cell]:
     """Every cell, the most telling first: the middle densities of both networks, then seeds, then what is around."""
@@ -77,7 +84,7 @@ def cells() -> list[Cell]:
         found += [
             cell for seed in wanted["seeds"] for density in wanted["densities"] for cell in _row(network, density, seed)
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *FURTHER]))
 
 
 def _row(network: str, density: float, seed: int) -> list[Cell]:
