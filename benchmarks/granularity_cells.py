@@ -63,7 +63,7 @@ WHOLE: tuple[Cell, ...] = (
 FURTHER: tuple[Cell, ...] = tuple(
     ("resnet20_retrained", pattern, density, seed)
     for pattern, density in (("weight", 0.1), ("vector", 0.1), ("filter", 0.7))
-    for seed in (0, 1, 2)
+    for seed in SETTINGS["resnet20_retrained"]["seeds"]
 )
 """Where a pattern loses too little, or too much, at all other densities to be compared at equal accuracy."""
 
